@@ -1,0 +1,287 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/mem"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// echo keeps what is appended and serves it back; it can be told to damage what it serves.
+type echo struct {
+	data    []byte
+	damage  bool
+	explode bool
+}
+
+func (e *echo) Append(s AppendStream) error {
+	for {
+		head, payload, err := s.Recv()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if i := Mismatch(payload, head.Checksums); i >= 0 {
+			payload.Free()
+			return Error(ChunkCorrupt, "damaged on the way")
+		}
+		e.data = append(e.data, payload.Materialize()...)
+		payload.Free()
+		if err := s.Send(&pb.AppendReply{Length: uint64(len(e.data))}); err != nil {
+			return err
+		}
+	}
+}
+
+func (e *echo) Read(_ context.Context, r *pb.ReadRequest) (*pb.ReadHeader, mem.BufferSlice, error) {
+	if e.explode {
+		panic("on purpose")
+	}
+	b := bytes.Clone(e.data[r.Offset : r.Offset+uint64(r.Length)])
+	head := &pb.ReadHeader{Checksums: chunk.Checksums(nil, b)}
+	if e.damage {
+		b[len(b)/2] ^= 4
+	}
+	return head, mem.BufferSlice{mem.SliceBuffer(b)}, nil
+}
+
+func serve(t testing.TB, h ChunkHandler) *Pool {
+	t.Helper()
+	s, err := NewServer("127.0.0.1:0", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	RegisterChunk(s, h)
+	done := make(chan error, 1)
+	go func() { done <- s.Serve() }()
+	p := &Pool{}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		s.Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := p.Get(s.Address()); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (p *Pool) only(t testing.TB) (address string) {
+	t.Helper()
+	for a := range p.conns {
+		return a
+	}
+	t.Fatal("the pool is empty")
+	return ""
+}
+
+func TestChunkPayloadsArriveWhole(t *testing.T) {
+	e := &echo{}
+	pool := serve(t, e)
+	conn, err := pool.Get(pool.only(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	a, err := OpenAppend(ctx, conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rnd := rand.NewChaCha8([32]byte{1})
+	var want []byte
+	for _, size := range []int{1, 0, chunk.ChecksumBlock, chunk.ChecksumBlock + 1, chunk.MaxFrame} {
+		b := make([]byte, size)
+		_, _ = rnd.Read(b) // never fails
+		want = append(want, b...)
+		if err := a.Send(&pb.AppendHeader{Chunk: 7, Checksums: chunk.Checksums(nil, b)}, mem.BufferSlice{mem.SliceBuffer(b)}); err != nil {
+			t.Fatal(err)
+		}
+		r, err := a.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Length != uint64(len(want)) {
+			t.Fatalf("acknowledged %d bytes of %d", r.Length, len(want))
+		}
+	}
+	if err := a.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Recv(); err != io.EOF {
+		t.Fatalf("after the last frame: %v, want EOF", err)
+	}
+	req := &pb.ReadRequest{Chunk: 7, Offset: 3, Length: uint32(len(want) - 5)}
+	got, err := ReadChunk(ctx, conn, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer got.Free()
+	if !bytes.Equal(got.Materialize(), want[3:len(want)-2]) {
+		t.Fatal("read other bytes than were written")
+	}
+}
+
+func TestDamageOnTheWayIsNoticed(t *testing.T) {
+	e := &echo{data: make([]byte, 1<<20), damage: true}
+	pool := serve(t, e)
+	conn, err := pool.Get(pool.only(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadChunk(t.Context(), conn, &pb.ReadRequest{Chunk: 1, Length: 1 << 20}); Kind(err) != ChunkCorrupt {
+		t.Fatalf("a damaged reply: %v, want %v", err, ChunkCorrupt)
+	}
+	a, err := OpenAppend(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Send(&pb.AppendHeader{Checksums: []uint32{1}}, mem.BufferSlice{mem.SliceBuffer("damaged")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Recv(); Kind(err) != ChunkCorrupt {
+		t.Fatalf("a damaged frame: %v, want %v", err, ChunkCorrupt)
+	}
+}
+
+func TestPanickingHandlerFailsItsCallOnly(t *testing.T) {
+	e := &echo{data: []byte("still here"), explode: true}
+	pool := serve(t, e)
+	conn, err := pool.Get(pool.only(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := &pb.ReadRequest{Length: 5}
+	if _, err := ReadChunk(t.Context(), conn, req); err == nil {
+		t.Fatal("a panic became an answer")
+	}
+	e.explode = false
+	got, err := ReadChunk(t.Context(), conn, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Free()
+}
+
+func TestErrnoCrossesTheWire(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ENOENT, syscall.EACCES, syscall.ENOTEMPTY} {
+		if got := FromStatus(ToStatus(errno)); !errors.Is(got, errno) {
+			t.Errorf("%v came back as %v", errno, got)
+		}
+	}
+	if d := Detail(ErrNotLeader("a:1")); d.GetKind() != NotLeader || d.GetLeader() != "a:1" {
+		t.Errorf("the leader's address came back as %v", d)
+	}
+	if Kind(io.EOF) != pb.ErrorDetail_KIND_UNKNOWN || Kind(nil) != pb.ErrorDetail_KIND_UNKNOWN {
+		t.Error("an error without detail has a kind")
+	}
+}
+
+func FuzzFrame(f *testing.F) {
+	whole, err := newCodec().Marshal(&Frame{Header: &pb.AppendHeader{Chunk: 1, Checksums: []uint32{2}}, Payload: mem.BufferSlice{mem.SliceBuffer("payload")}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole.Materialize(), 3)
+	f.Add([]byte{255, 255, 255, 255, 0}, 1)
+	f.Fuzz(func(t *testing.T, b []byte, cut int) {
+		if cut < 0 || cut > len(b) {
+			return
+		}
+		head := new(pb.AppendHeader)
+		fr := Frame{Header: head}
+		if err := newCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(b[:cut]), mem.SliceBuffer(b[cut:])}, &fr); err != nil {
+			return
+		}
+		if fr.Payload.Len() > len(b)-4 {
+			t.Fatalf("%d bytes of payload out of a frame of %d", fr.Payload.Len(), len(b))
+		}
+		fr.Free()
+	})
+}
+
+func BenchmarkAppend1M(b *testing.B) {
+	pool := serve(b, &discard{})
+	conn, err := pool.Get(pool.only(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	a, err := OpenAppend(b.Context(), conn)
+	if err != nil {
+		b.Fatal(err)
+	}
+	payload := make([]byte, chunk.MaxFrame)
+	sums := chunk.Checksums(nil, payload)
+	b.SetBytes(chunk.MaxFrame)
+	var before, after syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &before) // only fails for a bad pointer
+	b.ResetTimer()
+	go func() {
+		for range b.N {
+			if a.Send(&pb.AppendHeader{Checksums: sums}, mem.BufferSlice{mem.SliceBuffer(payload)}) != nil {
+				return // Recv says why
+			}
+		}
+	}()
+	for range b.N {
+		if _, err := a.Recv(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.StopTimer()
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &after) // only fails for a bad pointer
+	cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
+	b.ReportMetric(float64(cpu)/1e9/(float64(b.N)/1024), "cpu-s/GiB")
+}
+
+// discard acknowledges frames without looking at them.
+type discard struct{ echo }
+
+func (*discard) Append(s AppendStream) error {
+	var n uint64
+	for {
+		_, payload, err := s.Recv()
+		if err != nil {
+			return nil
+		}
+		n += uint64(payload.Len())
+		payload.Free()
+		if err := s.Send(&pb.AppendReply{Length: n}); err != nil {
+			return err
+		}
+	}
+}
+
+func BenchmarkRead4K(b *testing.B) {
+	e := &echo{data: make([]byte, 1<<20)}
+	pool := serve(b, e)
+	conn, err := pool.Get(pool.only(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		p, err := ReadChunk(b.Context(), conn, &pb.ReadRequest{Length: 4096})
+		if err != nil {
+			b.Fatal(err)
+		}
+		p.Free()
+	}
+}
