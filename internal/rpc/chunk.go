@@ -84,7 +84,7 @@ func (s appendServer) Send(r *pb.AppendReply) error { return s.SendMsg(r) }
 type AppendClient struct{ s grpc.ClientStream }
 
 // OpenAppend starts an Append call, which lives until ctx ends or the server closes it.
-func OpenAppend(ctx context.Context, conn *grpc.ClientConn) (AppendClient, error) {
+func OpenAppend(ctx context.Context, conn Conn) (AppendClient, error) {
 	s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, appendMethod)
 	return AppendClient{s}, err
 }
@@ -105,7 +105,7 @@ func (a AppendClient) Recv() (*pb.AppendReply, error) {
 }
 
 // ReadChunk asks a chunk server for a range and checks what comes against its checksums. The caller frees the payload.
-func ReadChunk(ctx context.Context, conn *grpc.ClientConn, req *pb.ReadRequest) (mem.BufferSlice, error) {
+func ReadChunk(ctx context.Context, conn Conn, req *pb.ReadRequest) (mem.BufferSlice, error) {
 	head := new(pb.ReadHeader)
 	f := Frame{Header: head}
 	if err := conn.Invoke(ctx, readMethod, req, &f); err != nil {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,10 +60,13 @@ func Dial(address string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// Pool keeps one connection to each address.
+// Conn makes calls to one address.
+type Conn = grpc.ClientConnInterface
+
+// Pool keeps one connection to each address. The zero value is ready for use.
 type Pool struct {
 	mu     sync.Mutex
-	conns  map[string]*grpc.ClientConn
+	conns  map[string]*conn
 	closed bool
 }
 
@@ -70,7 +74,7 @@ type Pool struct {
 var ErrClosed = errors.New("rpc: the connections are closed")
 
 // Get returns the connection to an address, making it if there is none.
-func (p *Pool) Get(address string) (*grpc.ClientConn, error) {
+func (p *Pool) Get(address string) (Conn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -79,13 +83,10 @@ func (p *Pool) Get(address string) (*grpc.ClientConn, error) {
 	if c := p.conns[address]; c != nil {
 		return c, nil
 	}
-	c, err := Dial(address)
-	if err != nil {
-		return nil, err
-	}
 	if p.conns == nil {
-		p.conns = map[string]*grpc.ClientConn{}
+		p.conns = map[string]*conn{}
 	}
+	c := &conn{address: address}
 	p.conns[address] = c
 	return c, nil
 }
@@ -103,20 +104,38 @@ func (p *Pool) Close() error {
 	return err
 }
 
-// Server accepts the gRPC calls of one port.
+// Server accepts the calls of one port, from the network and from this process.
 type Server struct {
 	*grpc.Server
 	listener net.Listener
+	log      *slog.Logger
+	unary    grpc.UnaryServerInterceptor
+	stream   grpc.StreamServerInterceptor
+	methods  map[string]method // by full name; not changed once it serves
+
+	mu     sync.Mutex // orders the start of local calls against Close
+	ctx    context.Context
+	cancel context.CancelFunc
+	calls  sync.WaitGroup // local ones
 }
 
-// NewServer listens on host:port (port 0: any free one). Handlers are registered on the embedded grpc.Server, then Serve
-// answers. log gets a line for each handler that panicked.
-func NewServer(address string, log *slog.Logger, opts ...grpc.ServerOption) (*Server, error) {
+// Interceptors see every call of a server, wherever it comes from. Either may be nil.
+type Interceptors struct {
+	Unary  grpc.UnaryServerInterceptor
+	Stream grpc.StreamServerInterceptor
+}
+
+// NewServer listens on host:port (port 0: any free one). Services are registered on it, then Serve answers. log gets a
+// line for each handler that panicked.
+func NewServer(address string, log *slog.Logger, interceptors ...Interceptors) (*Server, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
-	base := []grpc.ServerOption{
+	s := &Server{listener: l, log: log, methods: map[string]method{}}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.unary, s.stream = chain(log, interceptors)
+	s.Server = grpc.NewServer(
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
@@ -128,32 +147,59 @@ func NewServer(address string, log *slog.Logger, opts ...grpc.ServerOption) (*Se
 		grpc.MaxConcurrentStreams(4096),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * keepaliveIdle, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveIdle, PermitWithoutStream: true}),
-		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (_ any, err error) {
-			defer caught(log, info.FullMethod, &err)
-			return h(ctx, req)
-		}),
-		grpc.ChainStreamInterceptor(func(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
-			defer caught(log, info.FullMethod, &err)
-			return h(srv, s)
-		}),
+		grpc.WaitForHandlers(true),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+	)
+	return s, nil
+}
+
+// chain puts the interceptors around a handler, the first outermost, and the guard against panics around all.
+func chain(log *slog.Logger, list []Interceptors) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
+	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (_ any, err error) {
+		defer caught(log, info.FullMethod, &err)
+		for _, i := range slices.Backward(list) {
+			if inner := h; i.Unary != nil {
+				h = func(ctx context.Context, req any) (any, error) { return i.Unary(ctx, req, info, inner) }
+			}
+		}
+		return h(ctx, req)
 	}
-	return &Server{Server: grpc.NewServer(append(base, opts...)...), listener: l}, nil
+	stream := func(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
+		defer caught(log, info.FullMethod, &err)
+		for _, i := range slices.Backward(list) {
+			if inner := h; i.Stream != nil {
+				h = func(srv any, s grpc.ServerStream) error { return i.Stream(srv, s, info, inner) }
+			}
+		}
+		return h(srv, s)
+	}
+	return unary, stream
 }
 
 // Address is where the server listens, with the port that it got.
 func (s *Server) Address() string { return s.listener.Addr().String() }
 
-// Serve answers calls until Stop; it returns nil then.
+// Serve answers calls until Close; it returns nil then.
 func (s *Server) Serve() error {
+	s.mu.Lock()
+	if s.ctx.Err() == nil {
+		locals.Lock()
+		locals.byAddress[s.Address()] = s
+		locals.Unlock()
+	}
+	s.mu.Unlock()
 	if err := s.Server.Serve(s.listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve %s: %w", s.Address(), err)
 	}
 	return nil
 }
 
-// Close stops listening and ends every call at once. It also releases the port of a server that never served.
+// Close stops listening, ends every call at once and waits for the handlers. It also releases the port of a server that
+// never served.
 func (s *Server) Close() {
-	s.Server.Stop()
+	s.closeLocal(10 * time.Second)
+	s.Stop()
 	_ = s.listener.Close() // closed already if it served
 }
 

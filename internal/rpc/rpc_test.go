@@ -11,7 +11,9 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
@@ -59,7 +61,8 @@ func (e *echo) Read(_ context.Context, r *pb.ReadRequest) (*pb.ReadHeader, mem.B
 	return head, mem.BufferSlice{mem.SliceBuffer(b)}, nil
 }
 
-func serve(t testing.TB, h ChunkHandler) *Pool {
+// serve starts a server and returns two ways to it: over the network and within the process.
+func serve(t testing.TB, h ChunkHandler) map[string]Conn {
 	t.Helper()
 	s, err := NewServer("127.0.0.1:0", slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -68,9 +71,13 @@ func serve(t testing.TB, h ChunkHandler) *Pool {
 	RegisterChunk(s, h)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve() }()
+	remote, err := Dial(s.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
 	p := &Pool{}
 	t.Cleanup(func() {
-		if err := p.Close(); err != nil {
+		if err := errors.Join(p.Close(), remote.Close()); err != nil {
 			t.Error(err)
 		}
 		s.Close()
@@ -78,28 +85,26 @@ func serve(t testing.TB, h ChunkHandler) *Pool {
 			t.Error(err)
 		}
 	})
-	if _, err := p.Get(s.Address()); err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
-func (p *Pool) only(t testing.TB) (address string) {
-	t.Helper()
-	for a := range p.conns {
-		return a
-	}
-	t.Fatal("the pool is empty")
-	return ""
-}
-
-func TestChunkPayloadsArriveWhole(t *testing.T) {
-	e := &echo{}
-	pool := serve(t, e)
-	conn, err := pool.Get(pool.only(t))
+	local, err := p.Get(s.Address())
 	if err != nil {
 		t.Fatal(err)
 	}
+	return map[string]Conn{"network": remote, "local": local}
+}
+
+// bothWays runs a test over the network and within the process: callers must not see a difference.
+func bothWays(t *testing.T, h func() ChunkHandler, test func(*testing.T, Conn)) {
+	t.Helper()
+	for _, way := range []string{"network", "local"} {
+		t.Run(way, func(t *testing.T) { test(t, serve(t, h())[way]) })
+	}
+}
+
+func TestChunkPayloadsArriveWhole(t *testing.T) {
+	bothWays(t, func() ChunkHandler { return &echo{} }, testPayloads)
+}
+
+func testPayloads(t *testing.T, conn Conn) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	a, err := OpenAppend(ctx, conn)
@@ -141,12 +146,10 @@ func TestChunkPayloadsArriveWhole(t *testing.T) {
 }
 
 func TestDamageOnTheWayIsNoticed(t *testing.T) {
-	e := &echo{data: make([]byte, 1<<20), damage: true}
-	pool := serve(t, e)
-	conn, err := pool.Get(pool.only(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	bothWays(t, func() ChunkHandler { return &echo{data: make([]byte, 1<<20), damage: true} }, testDamage)
+}
+
+func testDamage(t *testing.T, conn Conn) {
 	if _, err := ReadChunk(t.Context(), conn, &pb.ReadRequest{Chunk: 1, Length: 1 << 20}); Kind(err) != ChunkCorrupt {
 		t.Fatalf("a damaged reply: %v, want %v", err, ChunkCorrupt)
 	}
@@ -164,21 +167,105 @@ func TestDamageOnTheWayIsNoticed(t *testing.T) {
 
 func TestPanickingHandlerFailsItsCallOnly(t *testing.T) {
 	e := &echo{data: []byte("still here"), explode: true}
-	pool := serve(t, e)
-	conn, err := pool.Get(pool.only(t))
-	if err != nil {
-		t.Fatal(err)
+	for way, conn := range serve(t, e) {
+		e.explode = true
+		req := &pb.ReadRequest{Length: 5}
+		if _, err := ReadChunk(t.Context(), conn, req); err == nil {
+			t.Fatalf("%s: a panic became an answer", way)
+		}
+		e.explode = false
+		got, err := ReadChunk(t.Context(), conn, req)
+		if err != nil {
+			t.Fatalf("%s: %v", way, err)
+		}
+		got.Free()
 	}
-	req := &pb.ReadRequest{Length: 5}
-	if _, err := ReadChunk(t.Context(), conn, req); err == nil {
-		t.Fatal("a panic became an answer")
+}
+
+// stuck answers nothing until its context ends.
+type stuck struct{ entered, left chan struct{} }
+
+func (s *stuck) Append(a AppendStream) error {
+	s.entered <- struct{}{}
+	<-a.Context().Done()
+	s.left <- struct{}{}
+	return a.Context().Err()
+}
+
+func (s *stuck) Read(ctx context.Context, _ *pb.ReadRequest) (*pb.ReadHeader, mem.BufferSlice, error) {
+	s.entered <- struct{}{}
+	<-ctx.Done()
+	s.left <- struct{}{}
+	return nil, nil, ctx.Err()
+}
+
+func TestCancelledCallsEndAtBothEnds(t *testing.T) {
+	s := &stuck{entered: make(chan struct{}, 1), left: make(chan struct{}, 1)}
+	bothWays(t, func() ChunkHandler { return s }, func(t *testing.T, conn Conn) {
+		ctx, cancel := context.WithCancel(t.Context())
+		result := make(chan error, 1)
+		go func() { _, err := ReadChunk(ctx, conn, &pb.ReadRequest{Length: 1}); result <- err }()
+		<-s.entered
+		cancel()
+		if err := <-result; status.Code(err) != codes.Canceled {
+			t.Errorf("a cancelled read: %v", err)
+		}
+		<-s.left
+
+		ctx, cancel = context.WithCancel(t.Context())
+		a, err := OpenAppend(ctx, conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-s.entered
+		go func() { _, err := a.Recv(); result <- err }()
+		cancel()
+		if err := <-result; status.Code(err) != codes.Canceled {
+			t.Errorf("a cancelled append: %v", err)
+		}
+		<-s.left
+	})
+}
+
+func TestCallsToAClosedServerFailAsUnavailable(t *testing.T) {
+	for _, way := range []string{"network", "local"} {
+		t.Run(way, func(t *testing.T) {
+			st := &stuck{entered: make(chan struct{}, 1), left: make(chan struct{}, 1)}
+			s, err := NewServer("127.0.0.1:0", slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			RegisterChunk(s, st)
+			served := make(chan error, 1)
+			go func() { served <- s.Serve() }()
+			var pool Pool
+			conn, err := pool.Get(s.Address())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if way == "network" {
+				if conn, err = Dial(s.Address()); err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = conn.(io.Closer).Close() }() // only fails when closed twice
+			}
+			defer func() { _ = pool.Close() }() // only fails when closed twice
+			result := make(chan error, 1)
+			go func() { _, err := ReadChunk(t.Context(), conn, &pb.ReadRequest{Length: 1}); result <- err }()
+			<-st.entered
+			s.Close()
+			<-st.left
+			if err := <-result; status.Code(err) != codes.Unavailable {
+				t.Errorf("a call that the server's end cut off: %v", err)
+			}
+			if _, err := ReadChunk(t.Context(), conn, &pb.ReadRequest{Length: 1}); status.Code(err) != codes.Unavailable {
+				t.Errorf("a call to a server that is gone: %v", err)
+			}
+			if err := <-served; err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	e.explode = false
-	got, err := ReadChunk(t.Context(), conn, req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got.Free()
 }
 
 func TestErrnoCrossesTheWire(t *testing.T) {
@@ -219,11 +306,12 @@ func FuzzFrame(f *testing.F) {
 }
 
 func BenchmarkAppend1M(b *testing.B) {
-	pool := serve(b, &discard{})
-	conn, err := pool.Get(pool.only(b))
-	if err != nil {
-		b.Fatal(err)
+	for way, conn := range serve(b, &discard{}) {
+		b.Run(way, func(b *testing.B) { benchmarkAppend(b, conn) })
 	}
+}
+
+func benchmarkAppend(b *testing.B, conn Conn) {
 	a, err := OpenAppend(b.Context(), conn)
 	if err != nil {
 		b.Fatal(err)
@@ -272,16 +360,15 @@ func (*discard) Append(s AppendStream) error {
 
 func BenchmarkRead4K(b *testing.B) {
 	e := &echo{data: make([]byte, 1<<20)}
-	pool := serve(b, e)
-	conn, err := pool.Get(pool.only(b))
-	if err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		p, err := ReadChunk(b.Context(), conn, &pb.ReadRequest{Length: 4096})
-		if err != nil {
-			b.Fatal(err)
-		}
-		p.Free()
+	for way, conn := range serve(b, e) {
+		b.Run(way, func(b *testing.B) {
+			for b.Loop() {
+				p, err := ReadChunk(b.Context(), conn, &pb.ReadRequest{Length: 4096})
+				if err != nil {
+					b.Fatal(err)
+				}
+				p.Free()
+			}
+		})
 	}
 }
