@@ -36,6 +36,8 @@ const (
 	MaxRead = 4 << 20
 	// MaxLength bounds a chunk, in bytes. A writer goes on in a new chunk when the next frame would pass it.
 	MaxLength = 64 << 20
+	// MaxFrames bounds the number of appends to a chunk. A writer goes on in a new chunk after that many.
+	MaxFrames = 64 << 10
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
