@@ -93,6 +93,15 @@ func (c *conn) Close() error {
 	return c.remote.Close()
 }
 
+// ResetConnectBackoff makes a connection that waits before it tries again try at once.
+func (c *conn) ResetConnectBackoff() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.remote != nil {
+		c.remote.ResetConnectBackoff()
+	}
+}
+
 // method is a registered handler: one of the two descriptions is set.
 type method struct {
 	impl   any

@@ -1,0 +1,452 @@
+package disk
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+)
+
+// What calls fail with, beside errors of the operating system.
+var (
+	ErrNotFound = errors.New("no such chunk here")
+	ErrExists   = errors.New("the chunk exists already")
+	ErrInvalid  = errors.New("invalid request")
+	ErrTooLarge = errors.New("too large")
+	ErrRange    = errors.New("beyond what is held of the chunk")
+	ErrCorrupt  = errors.New("the stored copy is damaged")
+	ErrFull     = errors.New("the disk is full")
+	ErrFailed   = errors.New("the disk failed")
+	ErrSealed   = errors.New("the chunk takes no more appends")
+	ErrClosed   = errors.New("the data directory is closed")
+
+	// Of Open alone.
+	ErrLocked  = errors.New("another process uses the data directory")
+	ErrNewer   = errors.New("written by a newer version")
+	ErrForeign = errors.New("no data directory of a chunk server")
+	// ErrCluster is of SetIdentity too.
+	ErrCluster = errors.New("the data directory belongs to another cluster or server")
+)
+
+// Options of a Disk; the zero value of each field is a sensible default.
+type Options struct {
+	Reserve     uint64 // bytes kept free: appends get ErrFull before less is left. 0: 1 GiB or 1% of the disk, whichever is less
+	MaxOpen     int    // chunk files kept open for reading; 0: 512
+	IndexMemory int64  // bytes of indexes kept for these; 0: 64 MiB
+	Writeback   int64  // bytes after which early writeback is started; 0: 8 MiB, negative: never
+	FS          FS     // nil: OS
+	Logger      *slog.Logger
+	Now         func() time.Time
+	// OnBad is told of each chunk found bad, once, from any goroutine.
+	OnBad func(chunk.ID, error)
+	// OnSync is told how long each fsync of a chunk file took, and what came of it.
+	OnSync func(time.Duration, error)
+}
+
+func (o *Options) defaults() {
+	if o.MaxOpen == 0 {
+		o.MaxOpen = 512
+	}
+	if o.IndexMemory == 0 {
+		o.IndexMemory = 64 << 20
+	}
+	if o.Writeback == 0 {
+		o.Writeback = 8 << 20
+	}
+	if o.FS == nil {
+		o.FS = OS
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.OnBad == nil {
+		o.OnBad = func(chunk.ID, error) {}
+	}
+	if o.OnSync == nil {
+		o.OnSync = func(time.Duration, error) {}
+	}
+}
+
+// Disk is an open data directory. All methods may be called at once from several goroutines.
+type Disk struct {
+	path string
+	uuid [16]byte
+	opts Options
+	fs   FS
+	log  *slog.Logger
+	lock *os.File
+
+	identity atomic.Pointer[Identity]
+	cache    *cache
+	space    budget
+	failure  atomic.Pointer[error]
+
+	mu      sync.RWMutex
+	chunks  map[chunk.ID]state
+	writers map[chunk.ID]*Writer
+	closed  bool
+	bad     int
+	foreign int
+}
+
+// state is what is known of a chunk without opening it.
+type state struct {
+	length uint32 // bytes; while it is written, its Writer knows
+	bad    bool
+}
+
+// Open takes a data directory into use, making it if it is not there. It reads the end of every chunk file, and all of those
+// that were being written when the server stopped without warning. Damaged and foreign files are logged and left alone.
+func Open(dir string, opts Options) (*Disk, error) {
+	opts.defaults()
+	lock, id, uuid, err := prepare(dir)
+	if err != nil {
+		return nil, fmt.Errorf("data directory %s: %w", dir, err)
+	}
+	d := &Disk{
+		path: dir, uuid: uuid, opts: opts, fs: opts.FS, log: opts.Logger.With("disk", dir), lock: lock,
+		cache:  newCache(opts.MaxOpen, opts.IndexMemory),
+		chunks: map[chunk.ID]state{}, writers: map[chunk.ID]*Writer{},
+	}
+	d.identity.Store(&id)
+	err = d.refreshSpace()
+	if err == nil {
+		err = d.scan()
+	}
+	if err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("data directory %s: %w", dir, err)
+	}
+	return d, nil
+}
+
+// Close finishes what is still being written and gives the directory up.
+func (d *Disk) Close() error {
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return nil
+	}
+	d.closed = true
+	writers := make([]*Writer, 0, len(d.writers))
+	for _, w := range d.writers {
+		writers = append(writers, w)
+	}
+	d.mu.Unlock()
+	var err error
+	for _, w := range writers {
+		err = errors.Join(err, w.Finish())
+	}
+	d.cache.clear()
+	return errors.Join(err, d.lock.Close())
+}
+
+// Path is the directory.
+func (d *Disk) Path() string { return d.path }
+
+// UUID names the disk for ever.
+func (d *Disk) UUID() [16]byte { return d.uuid }
+
+// Identity says to whom the directory belongs.
+func (d *Disk) Identity() Identity { return *d.identity.Load() }
+
+// SetIdentity records, durably, to whom the directory belongs. What it says already cannot be changed.
+func (d *Disk) SetIdentity(id Identity) error {
+	old := d.Identity()
+	if old == id {
+		return nil
+	}
+	if !old.Cluster.IsZero() && old.Cluster != id.Cluster || old.UUID != [16]byte{} && old.UUID != id.UUID || old.Server != 0 && old.Server != id.Server {
+		return fmt.Errorf("data directory %s: it is server %d (%x) of cluster %v, not server %d (%x) of cluster %v: %w",
+			d.path, old.Server, old.UUID, old.Cluster, id.Server, id.UUID, id.Cluster, ErrCluster)
+	}
+	if err := writeIdentity(d.path, id, d.uuid); err != nil {
+		return fmt.Errorf("data directory %s: write %s: %w", d.path, identityName, err)
+	}
+	d.identity.Store(&id)
+	return nil
+}
+
+func (d *Disk) cluster() ClusterID { return d.identity.Load().Cluster }
+
+func (d *Disk) dirOf(id chunk.ID) string {
+	return filepath.Join(d.path, chunksName, fmt.Sprintf("%02x", uint8(id)))
+}
+
+func (d *Disk) pathOf(id chunk.ID) string { return filepath.Join(d.dirOf(id), id.String()+suffix) }
+
+// suffix of the name of a chunk file.
+const suffix = ".chunk"
+
+// Create makes a new chunk, to be written by the caller alone. ErrExists where there is one of that id, whoever wrote it.
+func (d *Disk) Create(id chunk.ID) (*Writer, error) {
+	if d.cluster().IsZero() {
+		return nil, fmt.Errorf("create chunk %v: the data directory belongs to no cluster yet: %w", id, ErrInvalid)
+	}
+	if err := d.Err(); err != nil {
+		return nil, fmt.Errorf("create chunk %v: %w: %w", id, ErrFailed, err)
+	}
+	if err := d.admit(chunk.ChecksumBlock); err != nil {
+		return nil, fmt.Errorf("create chunk %v: %w", id, err)
+	}
+	w := &Writer{d: d, id: id}
+	if err := d.claim(w); err != nil {
+		return nil, fmt.Errorf("create chunk %v: %w", id, err)
+	}
+	f, err := d.create(id)
+	if err != nil {
+		d.forget(w)
+		return nil, fmt.Errorf("create chunk %v: %w", id, err)
+	}
+	var salt [8]byte
+	if _, err := rand.Read(salt[:]); err != nil {
+		d.forget(w)
+		return nil, errors.Join(fmt.Errorf("create chunk %v: %w", id, err), f.Close())
+	}
+	w.salt = binary.NativeEndian.Uint64(salt[:])
+	w.seed = seed(d.cluster(), id, w.salt)
+	w.mu.Lock()
+	w.file = share(f)
+	w.mu.Unlock()
+	return w, nil
+}
+
+func (d *Disk) create(id chunk.ID) (File, error) {
+	f, err := d.fs.Create(d.pathOf(id))
+	switch {
+	case err == nil:
+		return f, nil
+	case errors.Is(err, fs.ErrExist):
+		return nil, fmt.Errorf("%w: %w", ErrExists, err)
+	case isFull(err):
+		d.full()
+		return nil, fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	d.ioFailed(err)
+	return nil, err
+}
+
+// claim takes the id for a writer that is being made.
+func (d *Disk) claim(w *Writer) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return ErrClosed
+	}
+	if _, ok := d.chunks[w.id]; ok {
+		return ErrExists
+	}
+	d.chunks[w.id] = state{}
+	d.writers[w.id] = w
+	return nil
+}
+
+// forget undoes claim. It reports whether the writer was still there.
+func (d *Disk) forget(w *Writer) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.writers[w.id] != w {
+		return false
+	}
+	delete(d.writers, w.id)
+	d.removeState(w.id)
+	w.mu.Lock()
+	w.gone = true
+	w.mu.Unlock()
+	return true
+}
+
+// retire makes a chunk that was written one that is only read.
+func (d *Disk) retire(w *Writer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.gone {
+		_ = w.file.unref() // deleted meanwhile
+		return
+	}
+	w.gone = true
+	delete(d.writers, w.id)
+	s := d.chunks[w.id]
+	s.length = uint32(w.ix.length)
+	d.chunks[w.id] = s
+	d.cache.put(w.id, handle{file: w.file, ix: w.ix})
+}
+
+// Delete removes a chunk; one that is not there is none the less deleted. A writer that is busy with it gets ErrNotFound
+// from then on; a read that has begun may finish. Deletions are durable after SyncDeletions.
+func (d *Disk) Delete(id chunk.ID) error {
+	s, w, err := d.hide(id)
+	if err != nil {
+		return err
+	}
+	if s == nil {
+		return nil
+	}
+	// Freeing the blocks of a file takes its time: no lock is held.
+	if err := d.fs.Remove(d.pathOf(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.ioFailed(err)
+		d.show(id, *s, w)
+		return fmt.Errorf("delete chunk %v: %w", id, err)
+	}
+	d.cache.drop(id)
+	return nil
+}
+
+// hide makes a chunk one that is not there, and stops its writer. The state is nil if there was none.
+func (d *Disk) hide(id chunk.ID) (*state, *Writer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, nil, ErrClosed
+	}
+	s, ok := d.chunks[id]
+	if !ok {
+		return nil, nil, nil
+	}
+	w := d.writers[id]
+	if w != nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.file == nil {
+			return nil, nil, fmt.Errorf("delete chunk %v: it is just being made: %w", id, ErrInvalid)
+		}
+		w.gone, w.err = true, fmt.Errorf("chunk %v was deleted: %w", id, ErrNotFound)
+		delete(d.writers, id)
+	}
+	d.removeState(id)
+	return &s, w, nil
+}
+
+// show undoes hide; the writer stays stopped.
+func (d *Disk) show(id chunk.ID, s state, w *Writer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if w != nil {
+		s.length = uint32(w.Length())
+	}
+	if s.bad {
+		d.bad++
+	}
+	d.chunks[id] = s
+}
+
+// SyncDeletions makes the deletions of these chunks durable.
+func (d *Disk) SyncDeletions(ids []chunk.ID) error {
+	done := map[uint8]bool{}
+	for _, id := range ids {
+		if done[uint8(id)] {
+			continue
+		}
+		done[uint8(id)] = true
+		if err := d.fs.SyncDir(d.dirOf(id)); err != nil {
+			d.ioFailed(err)
+			return fmt.Errorf("delete chunks: %w", err)
+		}
+	}
+	return nil
+}
+
+// removeState drops what is known of a chunk; d.mu is held.
+func (d *Disk) removeState(id chunk.ID) {
+	if d.chunks[id].bad {
+		d.bad--
+	}
+	delete(d.chunks, id)
+}
+
+// Has says whether there is a copy of the chunk, good or bad.
+func (d *Disk) Has(id chunk.ID) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	_, ok := d.chunks[id]
+	return ok
+}
+
+// Report is a line of the inventory.
+type Report struct {
+	ID     chunk.ID
+	Length uint64
+	Bad    bool
+}
+
+// List returns all chunks, in no order.
+func (d *Disk) List() []Report {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	all := make([]Report, 0, len(d.chunks))
+	for id, s := range d.chunks {
+		r := Report{ID: id, Length: uint64(s.length), Bad: s.bad}
+		if w := d.writers[id]; w != nil {
+			r.Length = w.Length()
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// acquire returns the open file of a chunk.
+func (d *Disk) acquire(id chunk.ID) (handle, error) {
+	h, err := d.cachedHandle(id)
+	if err != nil || h.file != nil {
+		return h, err
+	}
+	f, err := d.fs.Open(d.pathOf(id))
+	if err != nil {
+		if !d.Has(id) {
+			return handle{}, fmt.Errorf("chunk %v: %w", id, ErrNotFound) // deleted meanwhile
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("its file has gone: %w", ErrCorrupt)
+		}
+		return handle{}, d.damaged(id, err)
+	}
+	l, err := load(f, d.cluster(), id)
+	if err != nil {
+		return handle{}, errors.Join(d.damaged(id, err), f.Close())
+	}
+	if l.bad != nil {
+		d.markBad(id, l.bad)
+	}
+	h = handle{file: share(f), ix: l.index}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if _, ok := d.chunks[id]; ok && !d.closed {
+		h.file.ref()
+		d.cache.put(id, h)
+	}
+	return h, nil
+}
+
+// cachedHandle returns a handle without a file where one has to be opened.
+func (d *Disk) cachedHandle(id chunk.ID) (handle, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.closed {
+		return handle{}, ErrClosed
+	}
+	if _, ok := d.chunks[id]; !ok {
+		return handle{}, fmt.Errorf("chunk %v: %w", id, ErrNotFound)
+	}
+	if w := d.writers[id]; w != nil {
+		if h, ok := w.snapshot(); ok {
+			return h, nil
+		}
+		return handle{}, fmt.Errorf("chunk %v: %w", id, ErrNotFound) // just being made
+	}
+	h, _ := d.cache.get(id)
+	return h, nil
+}

@@ -1,0 +1,16 @@
+// Package disk keeps chunks in one data directory of a chunk server.
+//
+// Each chunk is one file, written front to back: a header, then a record for every append (its checksums and its bytes),
+// and, once no more will be appended, an index of all records that can be found from the end of the file. docs/formats.md
+// describes each byte; nothing outside format.go touches them.
+//
+// What the package promises:
+//
+//   - A read returns exactly the bytes that the writer sent, or an error. Every 64 KiB block that a read touches is checked
+//     whole against its writer's checksum before anything of it is handed out.
+//   - What Writer.Sync has returned nil for survives a loss of power. Everything else that was appended survives the end of
+//     the process, and after a loss of power is kept as far as its checksums prove it.
+//   - A write or fsync that fails is never tried again: its chunk is closed and reported as bad.
+//   - Nothing is deleted or changed but at Delete's word: damaged, foreign and unfinished files stay as they are.
+//   - A chunk takes appends only from the Writer that created it. After a restart it takes none.
+package disk

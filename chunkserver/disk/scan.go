@@ -1,0 +1,140 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+)
+
+// scanners is how many directories are looked through at once: on a cold disk the time goes by waiting.
+const scanners = 8
+
+// scan finds all chunks and their lengths.
+func (d *Disk) scan() error {
+	g := new(errgroup.Group)
+	g.SetLimit(scanners)
+	for i := range 256 {
+		g.Go(func() error { return d.scanDir(i) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if d.cluster().IsZero() && len(d.chunks) > 0 {
+		return fmt.Errorf("it holds chunks but belongs to no cluster: %s is not its own", identityName)
+	}
+	return nil
+}
+
+func (d *Disk) scanDir(low int) error {
+	dir := filepath.Join(d.path, chunksName, fmt.Sprintf("%02x", low))
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	names, err := f.Readdirnames(-1)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	for _, name := range names {
+		id, err := parseName(name, low)
+		if err != nil {
+			d.log.Warn("a file that is no chunk lies among the chunks; it is left alone", "file", filepath.Join(dir, name), "err", err)
+			d.mu.Lock()
+			d.foreign++
+			d.mu.Unlock()
+			continue
+		}
+		s := d.inspect(id)
+		d.mu.Lock()
+		d.chunks[id] = s
+		if s.bad {
+			d.bad++
+		}
+		d.mu.Unlock()
+	}
+	return nil
+}
+
+func parseName(name string, low int) (chunk.ID, error) {
+	hex, ok := strings.CutSuffix(name, suffix)
+	if !ok {
+		return 0, fmt.Errorf("its name does not end in %s", suffix)
+	}
+	id, err := chunk.ParseID(hex)
+	if err == nil && int(uint8(id)) != low {
+		err = fmt.Errorf("chunk %v belongs to another directory", id)
+	}
+	return id, err
+}
+
+// inspect reads what a chunk file holds. One that was being written is sealed, if it is whole: after that it takes appends
+// no more, and opens at once.
+func (d *Disk) inspect(id chunk.ID) state {
+	f, err := d.fs.Open(d.pathOf(id))
+	if err != nil {
+		return d.badState(id, 0, err)
+	}
+	defer f.Close() // nothing that was not synced is written through it
+	if length, ok := d.sealedLength(f, id); ok {
+		return state{length: uint32(length)}
+	}
+	l, err := load(f, d.cluster(), id)
+	if err != nil {
+		return d.badState(id, 0, err)
+	}
+	if l.bad != nil {
+		return d.badState(id, l.length, l.bad)
+	}
+	if !l.sealed && l.length > 0 {
+		d.log.Info("recovered a chunk that was being written", "chunk", id, "length", l.length, "file", l.size)
+		if l.dense {
+			d.sealRecovered(f, id, l)
+		}
+	}
+	return state{length: uint32(l.length)}
+}
+
+// sealedLength is the length of a chunk with a valid trailer, whose index is read when it is needed.
+func (d *Disk) sealedLength(f File, id chunk.ID) (uint64, bool) {
+	size, err := f.Size()
+	if err != nil || size < headerSize+recordSize+trailerSize {
+		return 0, false
+	}
+	var b [trailerSize]byte
+	if readFull(f, b[:], size-trailerSize) != nil {
+		return 0, false
+	}
+	t, err := decodeTrailer(b[:], identity(d.cluster(), id), size)
+	return t.length, err == nil
+}
+
+// sealRecovered writes an index behind everything that is in the file; a torn record before it stays. When that fails, the
+// chunk is as good as before: it will be walked again.
+func (d *Disk) sealRecovered(f File, id chunk.ID, l *loaded) {
+	err := d.admit(maxRecordHead + maxIndex)
+	if err == nil {
+		err = d.syncFile(f)
+	}
+	if err == nil {
+		err = f.WriteBuffers([][]byte{appendSeal(nil, d.cluster(), id, l.salt, &l.index, l.size)}, l.size)
+	}
+	if err == nil {
+		err = d.syncFile(f)
+	}
+	if err != nil {
+		d.ioFailed(err)
+		d.log.Warn("a recovered chunk could not be sealed", "chunk", id, "err", err)
+	}
+}
+
+func (d *Disk) badState(id chunk.ID, length uint64, err error) state {
+	d.ioFailed(err)
+	d.log.Error("a chunk file is damaged; it is kept, but has to be copied from another server", "chunk", id, "err", err)
+	return state{length: uint32(length), bad: true}
+}

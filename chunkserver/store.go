@@ -1,0 +1,209 @@
+package chunkserver
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"syscall"
+
+	"github.com/shoalfs/shoalfs/chunkserver/disk"
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+// slot is a data directory as configured: open, or with the reason why it is not.
+type slot struct {
+	path string
+	disk *disk.Disk
+	err  error
+}
+
+// store is all data directories of a server.
+type store struct {
+	slots []slot
+	disks []*disk.Disk // those of the slots that are open; at least one
+	uuid  [16]byte     // of the server
+}
+
+// openStore opens the data directories. One whose device fails is left out; every other error is one of the operator,
+// who has to know before chunks go elsewhere.
+func openStore(dirs []string, opts disk.Options) (*store, error) {
+	if len(dirs) == 0 {
+		return nil, errors.New("no data directory is given")
+	}
+	s := &store{}
+	seen := map[string]bool{}
+	for _, dir := range dirs {
+		if dir = filepath.Clean(dir); seen[dir] {
+			return nil, errors.Join(fmt.Errorf("data directory %s is given twice", dir), s.close())
+		}
+		seen[dir] = true
+		d, err := disk.Open(dir, opts)
+		if err != nil && (!deviceError(err) || len(dirs) == 1) {
+			return nil, errors.Join(err, s.close())
+		}
+		if err != nil {
+			opts.Logger.Error("a data directory cannot be used; going on without it", "err", err)
+		}
+		s.slots = append(s.slots, slot{dir, d, err})
+		if d != nil {
+			s.disks = append(s.disks, d)
+		}
+	}
+	if len(s.disks) == 0 {
+		errs := []error{errors.New("no data directory can be used")}
+		for _, sl := range s.slots {
+			errs = append(errs, sl.err)
+		}
+		return nil, errors.Join(errs...)
+	}
+	if err := s.agree(); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func deviceError(err error) bool {
+	for _, e := range []syscall.Errno{syscall.EIO, syscall.ENXIO, syscall.ENODEV, syscall.EROFS, 117 /* EUCLEAN */} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// agree checks that all directories belong to one server, and takes new ones in.
+func (s *store) agree() error {
+	var id disk.Identity
+	for _, d := range s.disks {
+		if have := d.Identity(); id.IsZero() || id.Cluster.IsZero() && !have.Cluster.IsZero() {
+			id = have
+		}
+	}
+	if id.UUID == [16]byte{} {
+		if _, err := rand.Read(id.UUID[:]); err != nil {
+			return err
+		}
+	}
+	s.uuid = id.UUID
+	return s.setIdentity(id)
+}
+
+func (s *store) setIdentity(id disk.Identity) error {
+	var errs []error
+	for _, d := range s.disks {
+		errs = append(errs, d.SetIdentity(id))
+	}
+	return errors.Join(errs...)
+}
+
+// identity says what all directories agree on.
+func (s *store) identity() disk.Identity { return s.disks[0].Identity() }
+
+// create makes a chunk on the working disk with most free space.
+func (s *store) create(id chunk.ID) (*disk.Writer, error) {
+	if s.find(id) != nil {
+		return nil, fmt.Errorf("create chunk %v: %w", id, disk.ErrExists)
+	}
+	var best *disk.Disk
+	var most uint64
+	for _, d := range s.disks {
+		if st := d.Space(); d.Err() == nil && (best == nil || st > most) {
+			best, most = d, st
+		}
+	}
+	if best == nil {
+		return nil, fmt.Errorf("create chunk %v: no disk works: %w", id, disk.ErrFailed)
+	}
+	return best.Create(id)
+}
+
+// find returns the disk that holds a chunk, nil if none does.
+func (s *store) find(id chunk.ID) *disk.Disk {
+	for _, sl := range s.slots {
+		if sl.disk != nil && sl.disk.Has(id) {
+			return sl.disk
+		}
+	}
+	return nil
+}
+
+// remove deletes chunks from all disks, durably, and returns those that are gone for certain.
+func (s *store) remove(ids []chunk.ID) ([]chunk.ID, error) {
+	failed := map[chunk.ID]bool{}
+	var errs []error
+	for _, d := range s.disks {
+		var gone []chunk.ID
+		for _, id := range ids {
+			if !d.Has(id) {
+				continue
+			}
+			if err := d.Delete(id); err != nil {
+				failed[id] = true
+				errs = append(errs, err)
+				continue
+			}
+			gone = append(gone, id)
+		}
+		if err := d.SyncDeletions(gone); err != nil {
+			for _, id := range gone {
+				failed[id] = true
+			}
+			errs = append(errs, err)
+		}
+	}
+	done := make([]chunk.ID, 0, len(ids))
+	for _, id := range ids {
+		if !failed[id] {
+			done = append(done, id)
+		}
+	}
+	return done, errors.Join(errs...)
+}
+
+func (s *store) list() []disk.Report {
+	var all []disk.Report
+	for _, d := range s.disks {
+		all = append(all, d.List()...)
+	}
+	return all
+}
+
+// infos describes every data directory, those that could not be opened too.
+func (s *store) infos() []*pb.DiskInfo {
+	infos := make([]*pb.DiskInfo, 0, len(s.slots))
+	for _, sl := range s.slots {
+		if sl.disk == nil {
+			infos = append(infos, &pb.DiskInfo{Path: sl.path, Error: sl.err.Error()})
+			continue
+		}
+		sl.disk.RefreshSpace()
+		st := sl.disk.Stats()
+		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: st.Path, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks)}
+		if st.Err != nil {
+			info.Error, info.Free = st.Err.Error(), 0
+		}
+		infos = append(infos, info)
+	}
+	return infos
+}
+
+// working is how many disks take new chunks.
+func (s *store) working() int {
+	n := 0
+	for _, d := range s.disks {
+		if d.Err() == nil {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *store) close() error {
+	var errs []error
+	for _, d := range s.disks {
+		errs = append(errs, d.Close())
+	}
+	return errors.Join(errs...)
+}

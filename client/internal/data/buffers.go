@@ -1,0 +1,165 @@
+package data
+
+import (
+	"container/list"
+	"context"
+	"math/bits"
+	"sync"
+
+	"google.golang.org/grpc/mem"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+)
+
+// Sizes of write buffers: 4 KiB, 16 KiB, 64 KiB, 256 KiB and 1 MiB.
+const (
+	smallestBuffer = 4 << 10
+	largestBuffer  = chunk.MaxFrame
+	bufferClasses  = 5
+)
+
+// budget is a number of bytes that may be in use. Those who wait for some are served in order.
+type budget struct {
+	mu      sync.Mutex
+	free    int64 // may be negative after take
+	size    int64
+	waiting list.List // of *waiter
+}
+
+type waiter struct {
+	n     int64
+	ready chan struct{}
+}
+
+// try takes n bytes if nobody waits and they are free.
+func (b *budget) try(n int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.free < n || b.waiting.Len() > 0 {
+		return false
+	}
+	b.free -= n
+	return true
+}
+
+// take takes n bytes though they may not be free: the caller is about to give back as much.
+func (b *budget) take(n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.free -= n
+}
+
+// acquire waits for n bytes. wait is called once it is clear that there are none yet.
+func (b *budget) acquire(ctx context.Context, n int64, wait func(n int64)) error {
+	b.mu.Lock()
+	if b.free >= n && b.waiting.Len() == 0 {
+		b.free -= n
+		b.mu.Unlock()
+		return nil
+	}
+	w := &waiter{n: n, ready: make(chan struct{})}
+	e := b.waiting.PushBack(w)
+	b.mu.Unlock()
+	if wait != nil {
+		wait(n)
+	}
+	select {
+	case <-w.ready:
+		return nil
+	case <-ctx.Done():
+	}
+	b.mu.Lock()
+	select {
+	case <-w.ready: // served at the last moment
+		b.free += n
+	default:
+		b.waiting.Remove(e)
+	}
+	b.serve()
+	b.mu.Unlock()
+	return ctx.Err()
+}
+
+func (b *budget) release(n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.free += n
+	b.serve()
+}
+
+func (b *budget) serve() {
+	for e := b.waiting.Front(); e != nil; e = b.waiting.Front() {
+		w := e.Value.(*waiter)
+		if b.free < w.n {
+			return
+		}
+		b.free -= w.n
+		close(w.ready)
+		b.waiting.Remove(e)
+	}
+}
+
+func (b *budget) used() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.size - b.free
+}
+
+// buffers hands out write buffers within a budget. It is the mem.BufferPool of frames: a buffer counts until the last
+// reference to it, be it one of a stalled connection, is gone.
+type buffers struct {
+	budget  budget
+	relieve func(need int64)
+	pools   [bufferClasses]sync.Pool
+}
+
+func newBuffers(size int64, relieve func(int64)) *buffers {
+	return &buffers{budget: budget{free: size, size: size}, relieve: relieve}
+}
+
+// classOf returns the smallest class that holds n bytes.
+func classOf(n int) int {
+	class := 0
+	for size := smallestBuffer; size < n && class < bufferClasses-1; size <<= 2 {
+		class++
+	}
+	return class
+}
+
+func classSize(class int) int { return smallestBuffer << (2 * class) }
+
+// get waits for a buffer of at least n bytes (at most largestBuffer); all of its capacity may be used.
+func (p *buffers) get(ctx context.Context, n int) (*[]byte, error) {
+	class := classOf(n)
+	if err := p.budget.acquire(ctx, int64(classSize(class)), p.relieve); err != nil {
+		return nil, err
+	}
+	return p.make(class), nil
+}
+
+// Get returns a buffer of n bytes without waiting, beyond the budget if need be.
+func (p *buffers) Get(n int) *[]byte {
+	class := classOf(n)
+	p.budget.take(int64(classSize(class)))
+	b := p.make(class)
+	*b = (*b)[:n]
+	return b
+}
+
+func (p *buffers) make(class int) *[]byte {
+	if b, ok := p.pools[class].Get().(*[]byte); ok {
+		return b
+	}
+	b := make([]byte, classSize(class))
+	return &b
+}
+
+// Put takes a buffer back.
+func (p *buffers) Put(b *[]byte) {
+	*b = (*b)[:cap(*b)]
+	class := (bits.Len(uint(len(*b)/smallestBuffer)) - 1) / 2
+	p.pools[class].Put(b)
+	p.budget.release(int64(len(*b)))
+}
+
+var _ mem.BufferPool = (*buffers)(nil)

@@ -1,0 +1,207 @@
+package data
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/rpc"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+// fakeServer is a chunk server in memory behind real gRPC that fails on command.
+type fakeServer struct {
+	id  chunk.ServerID
+	rpc *rpc.Server
+
+	mu        sync.Mutex
+	cond      *sync.Cond
+	chunks    map[chunk.ID][]byte
+	writing   map[chunk.ID]bool
+	failAfter int  // frames, then every append fails; -1: never
+	stall     bool // acknowledge nothing
+	stallRead bool
+	full      bool
+	down      bool // every call fails
+	corrupt   bool // replies do not match their checksums
+	amnesia   bool // no chunk is found
+	partial   bool // acknowledge a part of a frame first
+	frames    int
+	syncs     int
+	reads     int
+	readBytes int
+}
+
+// fault is what can be wrong with a fakeServer.
+func (s *fakeServer) set(fn func(*fakeServer)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fn(s)
+	s.cond.Broadcast()
+}
+
+func (s *fakeServer) heal() {
+	s.set(func(s *fakeServer) {
+		s.failAfter, s.stall, s.stallRead, s.full, s.down, s.corrupt, s.amnesia, s.partial = -1, false, false, false, false, false, false, false
+	})
+}
+
+func startFakeServer(t testing.TB, id chunk.ServerID) *fakeServer {
+	t.Helper()
+	s := &fakeServer{id: id, failAfter: -1, chunks: map[chunk.ID][]byte{}, writing: map[chunk.ID]bool{}}
+	s.cond = sync.NewCond(&s.mu)
+	var err error
+	if s.rpc, err = rpc.NewServer("127.0.0.1:0", slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	rpc.RegisterChunk(s.rpc, s)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := s.rpc.Serve(); err != nil {
+			t.Error(err)
+		}
+	}()
+	t.Cleanup(func() {
+		s.heal()
+		s.rpc.Close()
+		<-done
+	})
+	return s
+}
+
+// address goes over the network: rpc would serve the listener's own address within the process.
+func (s *fakeServer) address() string {
+	return strings.Replace(s.rpc.Address(), "127.0.0.1", "localhost", 1)
+}
+
+var errDown = status.Error(codes.Unavailable, "the fake server is down")
+
+func (s *fakeServer) Append(stream rpc.AppendStream) error {
+	var id chunk.ID
+	stop := context.AfterFunc(stream.Context(), func() { s.set(func(*fakeServer) {}) })
+	defer stop()
+	defer func() { s.set(func(s *fakeServer) { delete(s.writing, id) }) }()
+	for first := true; ; first = false {
+		head, payload, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		replies, err := s.appendFrame(stream.Context(), head, payload, first, &id)
+		payload.Free()
+		if err != nil {
+			return err
+		}
+		for _, r := range replies {
+			if err := stream.Send(r); err != nil {
+				return err
+			}
+		}
+		if head.Seal {
+			return nil
+		}
+	}
+}
+
+func (s *fakeServer) appendFrame(ctx context.Context, head *pb.AppendHeader, payload mem.BufferSlice, first bool, id *chunk.ID) ([]*pb.AppendReply, error) {
+	if rpc.Mismatch(payload, head.Checksums) >= 0 {
+		return nil, status.Error(codes.Aborted, "wrong checksum on arrival")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if first {
+		*id = chunk.ID(head.Chunk)
+		if chunk.ServerID(head.Server) != s.id || len(head.Cluster) != 16 || head.Session == 0 {
+			return nil, rpc.Error(rpc.WrongCluster, "not for this server")
+		}
+		if _, there := s.chunks[*id]; there {
+			return nil, status.Error(codes.AlreadyExists, "the chunk exists")
+		}
+		s.writing[*id] = true
+	}
+	if s.down {
+		return nil, errDown
+	}
+	if s.failAfter == 0 {
+		return nil, status.Error(codes.Internal, "failed as told")
+	}
+	if s.failAfter > 0 && payload.Len() > 0 {
+		s.failAfter--
+	}
+	if s.full {
+		return nil, rpc.Error(rpc.DiskFull, "no space")
+	}
+	was := uint64(len(s.chunks[*id]))
+	if head.Offset != was || chunk.ID(head.Chunk) != *id {
+		return nil, status.Errorf(codes.InvalidArgument, "append at %d, length %d", head.Offset, was)
+	}
+	if payload.Len() > 0 {
+		s.frames++
+		b := s.chunks[*id]
+		for _, p := range payload {
+			b = append(b, p.ReadOnlyData()...)
+		}
+		s.chunks[*id] = b
+	}
+	for s.stall && ctx.Err() == nil {
+		s.cond.Wait()
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	n := uint64(len(s.chunks[*id]))
+	var out []*pb.AppendReply
+	if s.partial && n > was {
+		out = append(out, &pb.AppendReply{Length: was + (n-was)/2})
+	}
+	r := &pb.AppendReply{Length: n}
+	if head.Durable {
+		s.syncs++
+		r.Durable = n
+	}
+	return append(out, r), nil
+}
+
+func (s *fakeServer) Read(ctx context.Context, req *pb.ReadRequest) (*pb.ReadHeader, mem.BufferSlice, error) {
+	stop := context.AfterFunc(ctx, func() { s.set(func(*fakeServer) {}) })
+	defer stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.stallRead && ctx.Err() == nil {
+		s.cond.Wait()
+	}
+	s.reads++
+	s.readBytes += int(req.Length)
+	b, there := s.chunks[chunk.ID(req.Chunk)]
+	switch {
+	case ctx.Err() != nil:
+		return nil, nil, ctx.Err()
+	case s.down:
+		return nil, nil, errDown
+	case chunk.ServerID(req.Server) != s.id || len(req.Cluster) != 16:
+		return nil, nil, rpc.Error(rpc.WrongCluster, "not for this server")
+	case s.amnesia || !there:
+		return nil, nil, rpc.Error(rpc.ChunkNotFound, fmt.Sprintf("chunk %v", chunk.ID(req.Chunk)))
+	case req.Length == 0 || req.Length > chunk.MaxRead || req.Offset+uint64(req.Length) > uint64(len(b)):
+		return nil, nil, rpc.Error(rpc.ChunkCorrupt, fmt.Sprintf("chunk %v has %d bytes, asked for %d at %d", chunk.ID(req.Chunk), len(b), req.Length, req.Offset))
+	}
+	data := append([]byte(nil), b[req.Offset:req.Offset+uint64(req.Length)]...)
+	head := &pb.ReadHeader{Checksums: chunk.Checksums(nil, data)}
+	if s.corrupt {
+		data[len(data)/2] ^= 0x10
+	}
+	return head, mem.BufferSlice{mem.SliceBuffer(data)}, nil
+}

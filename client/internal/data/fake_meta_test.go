@@ -1,0 +1,347 @@
+package data
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"syscall"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/fserr"
+	"github.com/shoalfs/shoalfs/internal/posix"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+// fakeMeta is a metadata service in memory. It checks what the real one checks: who owns a chunk, how long it is, where it
+// was placed, how many servers hold it.
+type fakeMeta struct {
+	mu       sync.Mutex
+	version  uint64
+	gen      uint64
+	files    map[uint64]*fakeFile
+	chunks   map[chunk.ID]*fakeChunkRecord
+	next     chunk.ID
+	servers  map[chunk.ServerID]string // address
+	down     map[chunk.ServerID]bool   // not allocated on
+	replicas int
+	minimum  int
+	commits  int
+	seals    int
+	reports  []string
+	onCommit func(*pb.Commit) error // before it is applied, without the lock
+	allocErr error
+	blocked  chan struct{} // commits wait for it
+}
+
+type fakeFile struct {
+	attr    *pb.Attr
+	extents []*pb.Extent // sorted, disjoint
+}
+
+type fakeChunkRecord struct {
+	owner   uint64 // session generation, 0: sealed
+	length  uint64
+	targets []uint32
+	servers []uint32
+}
+
+func newFakeMeta(replicas, minimum int) *fakeMeta {
+	return &fakeMeta{gen: 1, next: 1, replicas: replicas, minimum: minimum, files: map[uint64]*fakeFile{}, chunks: map[chunk.ID]*fakeChunkRecord{},
+		servers: map[chunk.ServerID]string{}, down: map[chunk.ServerID]bool{}}
+}
+
+func (m *fakeMeta) create(inode uint64) *pb.Attr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.version++
+	f := &fakeFile{attr: &pb.Attr{Inode: inode, Mode: syscall.S_IFREG | 0o644, Nlink: 1, Version: m.version}}
+	m.files[inode] = f
+	return proto.CloneOf(f.attr)
+}
+
+func (m *fakeMeta) attr(inode uint64) *pb.Attr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return proto.CloneOf(m.files[inode].attr)
+}
+
+func (m *fakeMeta) Commit(ctx context.Context, c *pb.Commit) (*pb.Result, error) {
+	m.mu.Lock()
+	hook, blocked := m.onCommit, m.blocked
+	m.mu.Unlock()
+	if blocked != nil {
+		select {
+		case <-blocked:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if hook != nil {
+		if err := hook(c); err != nil {
+			return nil, err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.commit(c)
+	if err != nil {
+		return nil, err
+	}
+	m.commits++
+	return r, nil
+}
+
+func (m *fakeMeta) commit(c *pb.Commit) (*pb.Result, error) {
+	f := m.files[c.Inode]
+	if f == nil {
+		return nil, fserr.New(syscall.ENOENT, "inode %d", c.Inode)
+	}
+	if len(c.Extents) > 16384 {
+		return nil, fserr.New(syscall.EINVAL, "%d extents", len(c.Extents))
+	}
+	if err := m.publish(c.Chunks, false); err != nil {
+		return nil, err
+	}
+	res := &pb.Result{}
+	var base uint64
+	if c.Append {
+		base = f.attr.Size
+		res.Offset = base
+	}
+	next := slices.Clone(f.extents)
+	end := c.Size
+	for _, e := range c.Extents {
+		if e.Length == 0 {
+			return nil, fserr.New(syscall.EINVAL, "an empty extent")
+		}
+		e = proto.CloneOf(e)
+		e.Offset += base
+		if e.Chunk == 0 {
+			if uint64(len(e.Data)) != e.Length {
+				return nil, fserr.New(syscall.EINVAL, "inline data of another length")
+			}
+		} else {
+			rec := m.chunks[chunk.ID(e.Chunk)]
+			if rec == nil || rec.owner != m.gen || e.ChunkOffset+e.Length > rec.length {
+				return nil, fserr.New(syscall.EINVAL, "an extent of chunk %v to %d", chunk.ID(e.Chunk), e.ChunkOffset+e.Length)
+			}
+		}
+		next = append(punch(next, e.Offset, e.Offset+e.Length), e)
+		end = max(end, e.Offset+e.Length)
+	}
+	inline := 0
+	for _, e := range next {
+		inline += len(e.Data)
+	}
+	if inline > posix.MaxInline {
+		return nil, fserr.New(syscall.E2BIG, "%d bytes inline", inline)
+	}
+	slices.SortFunc(next, func(a, b *pb.Extent) int { return cmp.Compare(a.Offset, b.Offset) })
+	m.version++
+	f.extents = next
+	f.attr = proto.CloneOf(f.attr)
+	f.attr.Size = max(f.attr.Size, end)
+	f.attr.Version, f.attr.DataVersion = m.version, m.version
+	f.attr.Mtime = max(f.attr.Mtime, c.Mtime)
+	res.Attr = proto.CloneOf(f.attr)
+	return res, nil
+}
+
+// punch removes [lo, hi).
+func punch(extents []*pb.Extent, lo, hi uint64) []*pb.Extent {
+	var out []*pb.Extent
+	keep := func(e *pb.Extent, from, to uint64) {
+		if from >= to {
+			return
+		}
+		n := &pb.Extent{Offset: from, Length: to - from, Chunk: e.Chunk}
+		if e.Chunk == 0 {
+			n.Data = e.Data[from-e.Offset : to-e.Offset]
+		} else {
+			n.ChunkOffset = e.ChunkOffset + from - e.Offset
+		}
+		out = append(out, n)
+	}
+	for _, e := range extents {
+		end := e.Offset + e.Length
+		if end <= lo || e.Offset >= hi {
+			out = append(out, e)
+			continue
+		}
+		keep(e, e.Offset, min(end, lo))
+		keep(e, max(e.Offset, hi), end)
+	}
+	return out
+}
+
+func (m *fakeMeta) publish(commits []*pb.ChunkCommit, sealing bool) error {
+	for _, cc := range commits {
+		rec := m.chunks[chunk.ID(cc.Chunk)]
+		if sealing && (rec == nil || rec.owner == 0) {
+			continue
+		}
+		if rec == nil || rec.owner != m.gen {
+			return fserr.New(syscall.EINVAL, "chunk %v is not written by this session", chunk.ID(cc.Chunk))
+		}
+		length := cc.Length
+		if sealing {
+			length = max(length, rec.length)
+		}
+		if length < rec.length || length > chunk.MaxLength {
+			return fserr.New(syscall.EINVAL, "chunk %v: %d bytes after %d", chunk.ID(cc.Chunk), length, rec.length)
+		}
+		for _, s := range cc.Servers {
+			if !slices.Contains(rec.targets, s) {
+				return fserr.New(syscall.EINVAL, "chunk %v was not placed on server %d", chunk.ID(cc.Chunk), s)
+			}
+		}
+		if length > rec.length {
+			if len(cc.Servers) < m.minimum {
+				return fserr.New(syscall.EINVAL, "chunk %v is held by %d servers only", chunk.ID(cc.Chunk), len(cc.Servers))
+			}
+			rec.length, rec.servers = length, slices.Clone(cc.Servers)
+		}
+		if cc.Seal {
+			rec.owner = 0
+			m.seals++
+		}
+	}
+	return nil
+}
+
+// setSize is what SetAttr does.
+func (m *fakeMeta) setSize(inode, size uint64) *pb.Attr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.files[inode]
+	if size < f.attr.Size {
+		f.extents = punch(f.extents, size, 1<<63)
+	}
+	m.version++
+	f.attr = proto.CloneOf(f.attr)
+	f.attr.Size, f.attr.Version = size, m.version
+	return proto.CloneOf(f.attr)
+}
+
+func (m *fakeMeta) AllocChunks(ctx context.Context, _ uint64, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.allocErr != nil {
+		return nil, m.allocErr
+	}
+	var good, avoided []chunk.ServerID
+	for id := range m.servers {
+		switch {
+		case m.down[id]:
+		case slices.Contains(avoid, id):
+			avoided = append(avoided, id)
+		default:
+			good = append(good, id)
+		}
+	}
+	if len(good) < m.minimum {
+		good = append(good, avoided...)
+	}
+	if len(good) < m.minimum {
+		return nil, fserr.New(syscall.EAGAIN, "%d servers", len(good))
+	}
+	slices.Sort(good)
+	var out []*pb.AllocatedChunk
+	for range count {
+		a := &pb.AllocatedChunk{Id: uint64(m.next), Layout: &pb.Layout{Replicas: uint32(m.replicas), MinCopies: uint32(m.minimum)}}
+		for i := range min(m.replicas, len(good)) {
+			a.Servers = append(a.Servers, uint32(good[(int(m.next)+i)%len(good)]))
+		}
+		m.chunks[m.next] = &fakeChunkRecord{owner: m.gen, targets: a.Servers}
+		m.next++
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+func (m *fakeMeta) SealChunks(_ context.Context, chunks []*pb.ChunkCommit) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.publish(chunks, true)
+}
+
+func (m *fakeMeta) Extents(_ context.Context, inode, off, length uint64, _ bool) (*pb.ExtentsReply, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.files[inode]
+	if f == nil {
+		return nil, fserr.New(syscall.ENOENT, "inode %d", inode)
+	}
+	block := off - off%posix.ExtentBlock
+	r := &pb.ExtentsReply{Attr: proto.CloneOf(f.attr), Offset: block, End: block + posix.ExtentBlock}
+	seen := map[uint64]bool{}
+	for _, e := range f.extents {
+		lo, hi := max(e.Offset, r.Offset), min(e.Offset+e.Length, r.End)
+		if lo >= hi {
+			continue
+		}
+		cut := proto.CloneOf(e)
+		cut.Offset, cut.Length = lo, hi-lo
+		if e.Chunk == 0 {
+			cut.Data = e.Data[lo-e.Offset : hi-e.Offset]
+		} else {
+			cut.ChunkOffset += lo - e.Offset
+			if !seen[e.Chunk] {
+				seen[e.Chunk] = true
+				rec := m.chunks[chunk.ID(e.Chunk)]
+				r.Chunks = append(r.Chunks, &pb.ChunkInfo{Id: e.Chunk, Length: rec.length, Servers: slices.Clone(rec.servers)})
+			}
+		}
+		r.Extents = append(r.Extents, cut)
+	}
+	return r, nil
+}
+
+func (m *fakeMeta) Server(_ context.Context, id chunk.ServerID) (string, pb.ServerState, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a, ok := m.servers[id]
+	if !ok {
+		return "", 0, fmt.Errorf("server %d is not known", id)
+	}
+	return a, pb.ServerState_SERVER_STATE_HEALTHY, nil
+}
+
+func (m *fakeMeta) ReportServer(id chunk.ServerID, c chunk.ID, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reports = append(m.reports, fmt.Sprintf("%d %v %v", id, c, err))
+}
+
+func (m *fakeMeta) Session() uint64 { return m.SessionGen() }
+
+func (m *fakeMeta) SessionGen() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.gen
+}
+
+func (m *fakeMeta) Cluster() []byte { return []byte("0123456789abcdef") }
+
+// loseSession ends the session as a log command does: its chunks are sealed at their committed length.
+func (m *fakeMeta) loseSession() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, rec := range m.chunks {
+		if rec.owner == m.gen {
+			rec.owner = 0
+		}
+	}
+	m.gen++
+}
+
+// with changes the fake under its lock.
+func (m *fakeMeta) with(fn func(*fakeMeta)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fn(m)
+}

@@ -1,0 +1,89 @@
+package data
+
+import (
+	"sync/atomic"
+
+	"google.golang.org/grpc/mem"
+)
+
+// frame is a run of dirty bytes on its way to a chunk, and after that the record of where in which chunk they are, until
+// they are committed.
+type frame struct {
+	file *File
+	gen  *generation
+	n    int
+	sums []uint32 // of each chunk.ChecksumBlock
+	sync bool     // whoever waits for it wants it on disk
+
+	// Guarded by writer.mu:
+	buf     mem.Buffer // nil once enough servers hold the bytes
+	chunk   *openChunk // nil: waits for a chunk
+	off     uint64     // in the chunk
+	settled bool       // every live target holds it, and at least the minimum
+	pinned  bool       // named by a commit under way
+	rescued bool       // its bytes are being read back from the chunk that they must leave
+	gone    bool       // committed or dropped: nothing refers to its bytes any more
+	full    int        // how often it was turned away by full disks
+	err     error      // the bytes are lost
+	changed chan struct{}
+}
+
+func (fr *frame) end() uint64 { return fr.off + uint64(fr.n) }
+
+// wait returns a channel that is closed at the frame's next change. writer.mu is held.
+func (fr *frame) wait() <-chan struct{} {
+	if fr.changed == nil {
+		fr.changed = make(chan struct{})
+	}
+	return fr.changed
+}
+
+func (fr *frame) notify() {
+	if fr.changed != nil {
+		close(fr.changed)
+		fr.changed = nil
+	}
+}
+
+// free gives the bytes in memory up. writer.mu is held.
+func (fr *frame) free() {
+	if fr.buf != nil {
+		fr.buf.Free()
+		fr.buf = nil
+	}
+}
+
+// payload returns the bytes in memory with a reference of the caller's own. writer.mu is held.
+func (fr *frame) payload() mem.Buffer {
+	fr.buf.Ref()
+	return fr.buf
+}
+
+// generation is what was written to a file between two commits. Writes go to the last generation of a file; a commit
+// freezes it. A generation has either positional writes or appends, whose offsets count from where it begins.
+type generation struct {
+	append  bool
+	session uint64 // Meta.SessionGen when it began
+
+	// Guarded by File.mu:
+	builder   builder
+	over      overlay
+	frames    []*frame
+	end       uint64 // where the last of its bytes ends
+	sent      uint64 // bytes in frames
+	mtime     int64  // nanoseconds, of the last write
+	unset     bool   // its writer may not keep set-id bits
+	frozen    bool
+	inline    bool // small enough to be kept in the inode, as far as this client knows
+	publishes bool // its commit is being made: what metadata says may hold it already
+	dead      bool // its bytes are lost, and that has been reported
+
+	durable atomic.Bool // somebody waits for it to be on disk
+	fault   atomic.Pointer[error]
+	done    chan struct{} // closed when it is committed or dead
+}
+
+func (g *generation) empty() bool { return len(g.builder.segs) == 0 && len(g.frames) == 0 }
+
+// fail records why bytes were lost, for the file's next operation.
+func (g *generation) fail(err error) { g.fault.CompareAndSwap(nil, &err) }

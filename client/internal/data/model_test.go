@@ -1,0 +1,208 @@
+package data
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// model is what a file must look like: to this client, and, committed, to everyone.
+type model struct {
+	x      *fixture
+	other  *fixture // another client of the same cluster
+	f      *File
+	view   []byte
+	seed   uint64
+	faulty *fakeServer
+}
+
+const modelMax = 3 << 20
+
+// TestFileAgainstModel does random operations on a file while a server at a time fails in random ways: no operation may
+// fail, and no byte may be wrong, in this client at any time and in another one after every commit.
+func TestFileAgainstModel(t *testing.T) {
+	for _, servers := range []int{3, 4} {
+		x := newFixture(t, servers, 3, 2, func(c *StoreConfig) {
+			c.StallTimeout, c.ReadTimeout, c.CacheBytes = 50*time.Millisecond, 20*time.Millisecond, 2<<20
+		})
+		other := &fixture{t: t, meta: x.meta, pool: x.pool}
+		var err error
+		cfg := x.store.cfg
+		cfg.CacheBytes = -1
+		if other.store, err = NewStore(cfg); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = other.store.Close() })
+		rapid.Check(t, func(t *rapid.T) {
+			m := &model{x: x, other: other, f: x.file()}
+			t.Repeat(map[string]func(*rapid.T){
+				"write":    m.write,
+				"rewrite":  m.write,
+				"append":   m.append,
+				"truncate": m.truncate,
+				"read":     m.read,
+				"commit":   m.commit,
+				"reopen":   m.reopen,
+				"fault":    m.fault,
+				"":         func(*rapid.T) {},
+			})
+			m.check(t)
+			m.reopen(t)
+			m.check(t)
+			m.must(t, m.f.Close(m.ctx(t)))
+			m.heal()
+		})
+	}
+}
+
+func (m *model) ctx(t *rapid.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func (m *model) must(t *rapid.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *model) bytes(t *rapid.T) []byte {
+	m.seed++
+	n := rapid.OneOf(rapid.IntRange(1, 100), rapid.IntRange(1, 10_000), rapid.IntRange(60_000, 70_000), rapid.IntRange(1<<20-10, 1<<20+10)).Draw(t, "length")
+	return pattern(n, m.seed)
+}
+
+func (m *model) set(p []byte, off int) {
+	if need := off + len(p); need > len(m.view) {
+		m.view = append(m.view, make([]byte, need-len(m.view))...)
+	}
+	copy(m.view[off:], p)
+}
+
+func (m *model) write(t *rapid.T) {
+	p := m.bytes(t)
+	off := rapid.OneOf(rapid.IntRange(0, 5000), rapid.IntRange(0, modelMax)).Draw(t, "offset")
+	n, err := m.f.WriteAt(m.ctx(t), p, int64(off))
+	m.must(t, err)
+	if n != len(p) {
+		t.Fatalf("wrote %d of %d bytes", n, len(p))
+	}
+	m.set(p, off)
+}
+
+func (m *model) append(t *rapid.T) {
+	if len(m.view) > modelMax {
+		return
+	}
+	p := m.bytes(t)
+	_, err := m.f.Append(m.ctx(t), p)
+	m.must(t, err)
+	m.set(p, len(m.view))
+}
+
+func (m *model) truncate(t *rapid.T) {
+	size := rapid.OneOf(rapid.IntRange(0, 5000), rapid.IntRange(0, modelMax)).Draw(t, "size")
+	m.must(t, m.f.Truncate(m.ctx(t), uint64(size), func(context.Context) error {
+		attr := m.x.meta.setSize(m.f.inode, uint64(size))
+		if rapid.Bool().Draw(t, "told") {
+			m.f.Truncated(uint64(size), attr)
+		}
+		return nil
+	}))
+	if size < len(m.view) {
+		m.view = m.view[:size:size]
+	} else {
+		m.set(nil, size)
+	}
+}
+
+func (m *model) commit(t *rapid.T) {
+	m.must(t, m.f.Commit(m.ctx(t), rapid.Bool().Draw(t, "durable")))
+	if m.f.Dirty() {
+		t.Fatal("dirty after a commit")
+	}
+	f := m.other.open(m.f.inode)
+	m.checkFile(t, f, 0, len(m.view)+1)
+	m.must(t, f.Close(m.ctx(t)))
+}
+
+func (m *model) reopen(t *rapid.T) {
+	m.must(t, m.f.Close(m.ctx(t)))
+	m.f = m.x.open(m.f.inode)
+}
+
+func (m *model) read(t *rapid.T) {
+	off := rapid.IntRange(0, len(m.view)).Draw(t, "offset")
+	m.checkFile(t, m.f, off, rapid.IntRange(1, 200_000).Draw(t, "length"))
+}
+
+func (m *model) check(t *rapid.T) { m.checkFile(t, m.f, 0, len(m.view)+1) }
+
+func (m *model) checkFile(t *rapid.T, f *File, off, length int) {
+	if got := f.Size(); got != uint64(len(m.view)) {
+		t.Fatalf("the size is %d, want %d", got, len(m.view))
+	}
+	p := pattern(length, 99)
+	n, err := f.ReadAt(m.ctx(t), p, int64(off))
+	want := m.view[off:min(len(m.view), off+length)]
+	if n != len(want) || (n < length) != errors.Is(err, io.EOF) || err != nil && !errors.Is(err, io.EOF) {
+		t.Fatalf("read %d bytes at %d of %d: %d, %v", length, off, len(m.view), n, err)
+	}
+	if i := difference(p[:n], want); i >= 0 {
+		t.Fatalf("read %d bytes at %d: the first difference is at %d", length, off, off+i)
+	}
+}
+
+func (m *model) heal() {
+	if m.faulty != nil {
+		m.faulty.heal()
+		m.faulty = nil
+	}
+}
+
+// fault heals the server that fails and has one fail in some way.
+func (m *model) fault(t *rapid.T) {
+	m.heal()
+	// One at a time: what the last failure set going comes to its end first.
+	eventually(m.x.t, "chunks that are closing are closed", func() bool {
+		w := m.x.store.writer
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for c := range w.chunks {
+			if c.closing && slices.ContainsFunc(c.targets, func(t *target) bool { return t.live && t.started && !t.finished }) {
+				return false
+			}
+		}
+		return true
+	})
+	s := rapid.SampledFrom(m.x.servers).Draw(t, "server")
+	m.faulty = s
+	switch rapid.IntRange(0, 11).Draw(t, "fault") {
+	case 0:
+		s.set(func(s *fakeServer) { s.stall = true })
+	case 1:
+		s.set(func(s *fakeServer) { s.stallRead = true })
+	case 2, 3:
+		after := rapid.IntRange(0, 5).Draw(t, "after")
+		s.set(func(s *fakeServer) { s.failAfter = after })
+	case 4:
+		s.set(func(s *fakeServer) { s.full = true })
+	case 5, 6:
+		s.set(func(s *fakeServer) { s.down = true })
+	case 7:
+		s.set(func(s *fakeServer) { s.corrupt = true })
+	case 8:
+		s.set(func(s *fakeServer) { s.amnesia = true })
+	case 9:
+		s.set(func(s *fakeServer) { s.partial = true })
+	default:
+		m.faulty = nil
+	}
+}

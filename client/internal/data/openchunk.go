@@ -1,0 +1,337 @@
+package data
+
+import (
+	"context"
+	"time"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/rpc"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+// The window of a target: how much may be sent to it without being acknowledged.
+const (
+	windowBytes  = 8 << 20
+	windowFrames = 16
+	// chunkTail is how little room makes a chunk full, in bytes.
+	chunkTail = 64 << 10
+)
+
+// openChunk is a chunk that this client writes. writer.mu guards it.
+//
+// It is open until it is full, idle or a target failed; then it is closing: what was placed in it still goes to the live
+// targets, nothing more is placed. If fewer targets than the minimum live it is lost: what is not committed of it moves to
+// other chunks. Once nothing uncommitted is in it, metadata is told that it is sealed.
+type openChunk struct {
+	w       *writer
+	id      chunk.ID
+	minimum int // targets that must hold bytes before they count
+	session uint64
+	targets []*target
+
+	queue []*frame // not settled, in chunk order
+	base  int      // number of the first of the queue, counted from the chunk's first frame
+	held  map[*frame]struct{}
+	owner *File // it alone places frames here
+
+	length    uint64 // bytes placed
+	committed uint64 // bytes named in commits so far, those under way included
+	recorded  []uint32
+	commits   int // under way
+	closing   bool
+	lost      bool
+	sealed    bool // metadata was told, or need not be
+	syncEnd   uint64
+	unsynced  map[uint64]uint64 // inode -> where its last bytes end that are committed but perhaps on no disk
+	made      time.Time
+	used      time.Time
+	changed   chan struct{}
+}
+
+// target is one server that a chunk is written to, and the stream to it.
+type target struct {
+	c      *openChunk
+	server chunk.ServerID
+	cond   condition
+	cancel context.CancelFunc
+
+	live     bool
+	started  bool
+	finished bool // sealed, all on its disk, the stream has ended
+	err      error
+	next     int    // number of the frame to send next
+	acked    int    // number of the first frame that is not acknowledged
+	sent     uint64 // bytes
+	received uint64 // bytes acknowledged
+	durable  uint64 // bytes acknowledged to be on disk
+	syncSent uint64 // end of the last append that asked for the disk
+	sealSent bool
+	since    time.Time // when it last made progress or got something to do
+}
+
+func newOpenChunk(w *writer, a *pb.AllocatedChunk, session uint64) *openChunk {
+	now := time.Now()
+	c := &openChunk{w: w, id: chunk.ID(a.Id), minimum: max(1, int(a.GetLayout().GetMinCopies())), session: session,
+		held: map[*frame]struct{}{}, unsynced: map[uint64]uint64{}, made: now, used: now}
+	for _, id := range a.Servers {
+		t := &target{c: c, server: chunk.ServerID(id), live: true}
+		t.cond.init(&w.mu)
+		c.targets = append(c.targets, t)
+	}
+	return c
+}
+
+// wait returns a channel that is closed at the chunk's next change.
+func (c *openChunk) wait() <-chan struct{} {
+	if c.changed == nil {
+		c.changed = make(chan struct{})
+	}
+	return c.changed
+}
+
+func (c *openChunk) notify() {
+	if c.changed != nil {
+		close(c.changed)
+		c.changed = nil
+	}
+}
+
+// fits tells whether n bytes more may be placed.
+func (c *openChunk) fits(n int) bool {
+	return !c.closing && c.length+uint64(n) <= chunk.MaxLength && c.base+len(c.queue) < chunk.MaxFrames
+}
+
+// queued is how many bytes are not settled.
+func (c *openChunk) queued() uint64 {
+	if len(c.queue) == 0 {
+		return 0
+	}
+	return c.length - c.queue[0].off
+}
+
+// place puts a frame at the end of the chunk and has it sent.
+func (c *openChunk) place(fr *frame) {
+	now := time.Now()
+	fr.chunk, fr.off, fr.settled = c, c.length, false
+	c.length += uint64(fr.n)
+	c.queue = append(c.queue, fr)
+	c.held[fr] = struct{}{}
+	c.used = now
+	if fr.sync {
+		c.syncEnd = max(c.syncEnd, fr.end())
+	}
+	for _, t := range c.targets {
+		t.start()
+		t.kick(now)
+	}
+	if c.length+chunkTail > chunk.MaxLength {
+		c.close()
+	}
+}
+
+// sync has all bytes below end brought to the targets' disks.
+func (c *openChunk) sync(end uint64) {
+	if end <= c.syncEnd {
+		return
+	}
+	c.syncEnd = end
+	now := time.Now()
+	for _, t := range c.targets {
+		t.kick(now)
+	}
+}
+
+// close ends placing. The targets are told to seal the chunk, which brings all of it to their disks.
+func (c *openChunk) close() {
+	if c.closing {
+		return
+	}
+	c.closing = true
+	c.w.forget(c)
+	now := time.Now()
+	for _, t := range c.targets {
+		t.kick(now)
+	}
+	c.retire()
+}
+
+// holders returns how many live targets there are and what all of them have received and have on disk.
+func (c *openChunk) holders() (live int, received, durable uint64) {
+	received, durable = c.length, c.length
+	for _, t := range c.targets {
+		if t.live {
+			live++
+			received, durable = min(received, t.received), min(durable, t.durable)
+		}
+	}
+	return live, received, durable
+}
+
+// durableTo tells whether every live target, and no fewer than the minimum, has all bytes below end on disk.
+func (c *openChunk) durableTo(end uint64) bool {
+	live, _, durable := c.holders()
+	return live >= c.minimum && durable >= end
+}
+
+// servers returns who is to be named as holding the chunk below length.
+func (c *openChunk) servers(length uint64) []uint32 {
+	var live, all []uint32
+	for _, t := range c.targets {
+		if t.received < length {
+			continue
+		}
+		all = append(all, uint32(t.server))
+		if t.live {
+			live = append(live, uint32(t.server))
+		}
+	}
+	switch {
+	case len(live) >= c.minimum:
+		return live
+	case len(all) > 0: // they failed, but they acknowledged it: better known than not
+		return all
+	}
+	return c.recorded
+}
+
+// readers returns who can be asked for the bytes below end, live ones first.
+func (c *openChunk) readers(end uint64) []chunk.ServerID {
+	var live, others []chunk.ServerID
+	for _, t := range c.targets {
+		switch {
+		case t.received < end:
+		case t.live:
+			live = append(live, t.server)
+		default:
+			others = append(others, t.server)
+		}
+	}
+	return append(live, others...)
+}
+
+// advance settles what every live target now holds.
+func (c *openChunk) advance() {
+	live, received, _ := c.holders()
+	if live < c.minimum {
+		return
+	}
+	for len(c.queue) > 0 && c.queue[0].end() <= received {
+		fr := c.queue[0]
+		c.queue[0] = nil
+		c.queue = c.queue[1:]
+		c.base++
+		fr.settled = true
+		c.w.settled(fr)
+	}
+	c.notify()
+	c.retire()
+}
+
+// retire tells metadata that the chunk is sealed once nothing uncommitted is in it, and forgets the chunk once all has
+// ended.
+func (c *openChunk) retire() {
+	if !c.closing || len(c.queue) > 0 || len(c.held) > 0 || c.commits > 0 {
+		return
+	}
+	if !c.sealed {
+		c.sealed = true
+		c.w.seal(&pb.ChunkCommit{Chunk: uint64(c.id), Length: c.committed, Servers: c.sealServers(), Seal: true}, c.session)
+	}
+	for _, t := range c.targets {
+		if t.started && t.live && !t.finished {
+			return
+		}
+	}
+	delete(c.w.chunks, c)
+	c.notify()
+}
+
+func (c *openChunk) sealServers() []uint32 {
+	if c.committed == 0 {
+		return nil
+	}
+	return c.servers(c.committed)
+}
+
+// drop gives a target up. What the others hold is enough, or the chunk is lost.
+func (c *openChunk) drop(t *target, err error) {
+	if !t.live || t.finished {
+		return
+	}
+	t.live, t.err = false, err
+	if t.cancel != nil {
+		t.cancel()
+	}
+	t.cond.signal()
+	live, _, _ := c.holders()
+	c.w.targetFailed(c, t, live, err)
+	c.close()
+	if live < c.minimum {
+		c.lose()
+		return
+	}
+	c.advance()
+}
+
+// lose moves everything that no commit names to other chunks. What is not in memory any more stays held until it has been
+// read back, so that nobody deletes the chunk before.
+func (c *openChunk) lose() {
+	c.lost = true
+	c.clearQueue()
+	c.close()
+	var resend, reread []*frame
+	for fr := range c.held {
+		switch {
+		case fr.pinned, fr.rescued: // the commit under way decides; it moves already
+		case fr.buf != nil:
+			delete(c.held, fr)
+			resend = append(resend, fr)
+		default:
+			fr.rescued, fr.settled = true, false
+			reread = append(reread, fr)
+		}
+	}
+	c.w.reroute(c, resend, reread)
+	c.notify()
+	c.retire()
+}
+
+// clearQueue ends the sending of what is not settled. Frames that nobody wants any more were in memory for this only.
+func (c *openChunk) clearQueue() {
+	for _, fr := range c.queue {
+		if fr.gone {
+			fr.free()
+		}
+	}
+	c.queue = nil
+}
+
+// release takes a frame off the chunk: it is committed, or nobody wants it.
+func (c *openChunk) release(fr *frame) {
+	delete(c.held, fr)
+	c.retire()
+}
+
+func (c *openChunk) live() int {
+	live, _, _ := c.holders()
+	return live
+}
+
+// diskFull tells whether full disks alone are why too few targets live.
+func (c *openChunk) diskFull() bool {
+	full := 0
+	for _, t := range c.targets {
+		if !t.live && rpc.Kind(t.err) == rpc.DiskFull {
+			full++
+		}
+	}
+	return len(c.targets)-full < c.minimum
+}
+
+// syncLost tells whether bytes below end, which were published without being durable, will never be on the disks of enough
+// targets. Where some but too few live, what these have on disk counts: the chunk is as if the others had failed later, and
+// it is for repair to copy it.
+func (c *openChunk) syncLost(end uint64) (lost, degraded bool) {
+	live, _, durable := c.holders()
+	return live == 0, live > 0 && live < c.minimum && durable >= end
+}

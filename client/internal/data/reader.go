@@ -1,0 +1,302 @@
+package data
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/rpc"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+const (
+	fetchUnit   = 1 << 20 // longer fetches are made in parts of so many bytes, side by side
+	fetchAlign  = 4 << 10 // fetches begin and end at multiples of this
+	maxParallel = 8       // fetches of one read
+	// readPatience is how many times the read timeout a replica has before it counts as unreachable.
+	readPatience = 10
+)
+
+var (
+	// errAllBad: every replica answered that it has not the bytes, or sent others.
+	errAllBad = errors.New("no copy is good")
+	// errUnreachable: no replica sent the bytes, and not all said that they have not got them.
+	errUnreachable = errors.New("no server that holds the bytes answers")
+)
+
+// reader reads chunks: from its cache, or from the best replica.
+type reader struct {
+	s     *Store
+	cache *cache
+	ahead atomic.Int64 // bytes being read ahead
+}
+
+func newReader(s *Store) *reader { return &reader{s: s, cache: newCache(s.cfg.CacheBytes)} }
+
+func (r *reader) close() { r.cache.clear() }
+
+// read brings a piece: into its dst, or, without one, only into the cache.
+func (r *reader) read(ctx context.Context, p piece) error {
+	if p.chunk == 0 || len(p.servers) == 0 {
+		return errUnreachable
+	}
+	todo := []span{{p.off, p.off + uint64(p.n)}}
+	for round := 0; len(todo) > 0; round++ {
+		fetch, flights, waiting := r.lookup(p, todo, round > 0)
+		if err := r.fetchSpans(ctx, p, fetch); err != nil {
+			return err
+		}
+		if p.dst == nil {
+			return nil
+		}
+		for _, f := range flights {
+			select {
+			case <-f.done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		todo = waiting // it is in the cache now, unless the fetch failed or the cache is small
+	}
+	return nil
+}
+
+// lookup copies what is cached of the ranges. The rest is to be fetched, or is being fetched by others, unless alone.
+func (r *reader) lookup(p piece, todo []span, alone bool) (fetch []span, flights []*flight, waiting []span) {
+	for _, t := range todo {
+		eachBlock(t.lo, t.hi, func(index uint32, lo, hi int) {
+			base := uint64(index) * cacheBlock
+			at := span{base + uint64(lo), base + uint64(hi)}
+			var dst []byte
+			if p.dst != nil {
+				dst = p.dst[at.lo-p.off : at.hi-p.off]
+			}
+			hit, f, touched := r.cache.lookup(block{p.chunk, index}, lo, hi, dst)
+			if hit {
+				r.s.metrics.hits.Inc()
+				return
+			}
+			if f != nil && !alone {
+				if len(flights) == 0 || flights[len(flights)-1] != f {
+					flights = append(flights, f)
+				}
+				waiting = append(waiting, at)
+				return
+			}
+			r.s.metrics.misses.Inc()
+			want := span{at.lo &^ (fetchAlign - 1), min(max((at.hi+fetchAlign-1)&^(fetchAlign-1), at.hi), p.length)}
+			if touched && at.len() < cacheBlock/2 { // the second read here: the block is worth having whole
+				want = span{base, min(base+cacheBlock, p.length)}
+			}
+			want.hi = max(want.hi, at.hi)
+			if k := len(fetch); k > 0 && fetch[k-1].hi >= want.lo {
+				fetch[k-1].hi = max(fetch[k-1].hi, want.hi)
+			} else {
+				fetch = append(fetch, want)
+			}
+		})
+	}
+	return fetch, flights, waiting
+}
+
+// fetchSpans fetches ranges of the piece's chunk, long ones in parts.
+func (r *reader) fetchSpans(ctx context.Context, p piece, spans []span) error {
+	var parts []span
+	for _, s := range spans {
+		for s.len() > 2*fetchUnit {
+			cut := (s.lo/fetchUnit + 1) * fetchUnit
+			parts = append(parts, span{s.lo, cut})
+			s.lo = cut
+		}
+		parts = append(parts, s)
+	}
+	if len(parts) == 0 {
+		return nil
+	}
+	if len(parts) == 1 {
+		return r.fetchSpan(ctx, p, parts[0])
+	}
+	return parallel(ctx, parts, func(ctx context.Context, s span) error { return r.fetchSpan(ctx, p, s) })
+}
+
+// fetchSpan fetches a range of the piece's chunk, copies what the piece wants of it, and caches it.
+func (r *reader) fetchSpan(ctx context.Context, p piece, s span) error {
+	f := r.cache.begin(p.chunk, s.lo, s.hi)
+	payload, err := r.fetch(ctx, location{chunk: p.chunk, off: s.lo, n: s.len(), length: p.length, servers: p.servers})
+	if err == nil && p.dst != nil {
+		lo, hi := max(s.lo, p.off), min(s.hi, p.off+uint64(p.n))
+		copyRange(p.dst[lo-p.off:hi-p.off], payload, int(lo-s.lo))
+	}
+	r.cache.end(p.chunk, f, payload)
+	payload.Free()
+	return err
+}
+
+type outcome struct {
+	server  chunk.ServerID
+	payload mem.BufferSlice
+	err     error
+}
+
+// fetch reads a range from the best replica, and from the next one beside it should it be slow, or after it should it fail.
+// The caller frees the payload, which matches its checksums. The error is errAllBad, errUnreachable or that of ctx.
+func (r *reader) fetch(ctx context.Context, loc location) (mem.BufferSlice, error) {
+	order := r.order(loc)
+	if len(order) == 0 {
+		return nil, errUnreachable
+	}
+	try, cancel := context.WithTimeout(ctx, readPatience*r.s.cfg.ReadTimeout)
+	results := make(chan outcome, len(order))
+	asked, answered, bad := 0, 0, 0
+	ask := func() {
+		server := order[asked]
+		asked++
+		if !r.s.tasks.run(func() { results <- r.ask(try, server, loc) }) {
+			results <- outcome{server: server.id, err: context.Canceled}
+		}
+	}
+	defer func() {
+		cancel()
+		if late := asked - answered; late > 0 {
+			r.s.tasks.run(func() {
+				for range late {
+					o := <-results
+					o.payload.Free()
+				}
+			})
+		}
+	}()
+	ask()
+	soft := time.NewTimer(r.s.cfg.ReadTimeout)
+	defer soft.Stop()
+	var errs []error
+	for {
+		select {
+		case o := <-results:
+			answered++
+			if o.err == nil {
+				r.s.metrics.fetched.Add(float64(loc.n))
+				return o.payload, nil
+			}
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			if r.blame(loc.chunk, o) {
+				bad++
+			}
+			errs = append(errs, fmt.Errorf("server %d: %w", o.server, o.err))
+			if asked < len(order) {
+				r.s.metrics.retries.Inc()
+				ask()
+				soft.Reset(r.s.cfg.ReadTimeout)
+				continue
+			}
+			if answered < asked {
+				continue
+			}
+			reason := errUnreachable
+			if bad == len(loc.servers) {
+				reason = errAllBad
+			}
+			return nil, fmt.Errorf("chunk %v at %d: %w: %w", loc.chunk, loc.off, reason, errors.Join(errs...))
+		case <-soft.C:
+			if asked < len(order) {
+				r.s.health.slow(order[asked-1].id)
+				r.s.metrics.hedged.Inc()
+				ask()
+				soft.Reset(r.s.cfg.ReadTimeout)
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// blame records that a replica failed and tells whether it answered that it has not got the bytes.
+func (r *reader) blame(id chunk.ID, o outcome) bool {
+	if definite(o.err) {
+		r.s.metrics.corrupt.Inc()
+		r.s.log.Warn("a copy of a chunk is missing or damaged; reading another", "server", o.server, "chunk", id, "error", o.err)
+		r.s.health.badCopy(o.server, id, o.err)
+		return true
+	}
+	if !errors.Is(o.err, context.Canceled) {
+		r.s.health.failed(o.server, false, o.err)
+	}
+	return false
+}
+
+// definite tells whether an error says that the server has not got the bytes, rather than that it did not answer.
+func definite(err error) bool {
+	switch rpc.Kind(err) {
+	case rpc.ChunkNotFound, rpc.ChunkCorrupt:
+		return true
+	case rpc.WrongCluster: // another server lives at that address now
+		return false
+	}
+	switch status.Code(err) {
+	case codes.NotFound, codes.DataLoss, codes.OutOfRange, codes.InvalidArgument:
+		return true
+	}
+	return false
+}
+
+func (r *reader) ask(ctx context.Context, server candidate, loc location) outcome {
+	server.outstanding.Add(1)
+	defer server.outstanding.Add(-1)
+	o := outcome{server: server.id}
+	conn, err := r.s.cfg.Pool.Get(server.address)
+	if err == nil {
+		o.payload, err = rpc.ReadChunk(ctx, conn, &pb.ReadRequest{Chunk: uint64(loc.chunk), Offset: loc.off, Length: uint32(loc.n),
+			Cluster: r.s.meta.Cluster(), Session: r.s.meta.Session(), Server: uint32(server.id)})
+	}
+	o.err = err
+	if err == nil {
+		r.s.health.good(server.id)
+	}
+	return o
+}
+
+// candidate is a server that may be asked.
+type candidate struct {
+	id          chunk.ServerID
+	address     string
+	outstanding *atomic.Int64
+	rank        int64
+}
+
+// order returns the servers of a location, the best first: healthy ones, then by how much they have to do, coarsely, so
+// that chunks spread over servers by their id.
+func (r *reader) order(loc location) []candidate {
+	out := make([]candidate, 0, len(loc.servers))
+	for i, id := range loc.servers {
+		address, state, err := r.s.meta.Server(r.s.ctx, id)
+		if err != nil || address == "" {
+			continue
+		}
+		c := candidate{id: id, address: address, outstanding: r.s.health.outstanding(id)}
+		switch state {
+		case pb.ServerState_SERVER_STATE_DEAD:
+			c.rank += 4 << 40
+		case pb.ServerState_SERVER_STATE_SUSPECT:
+			c.rank += 2 << 40
+		}
+		if r.s.health.unready(id) {
+			c.rank += 3 << 40
+		}
+		c.rank += c.outstanding.Load() >> 3 << 16
+		c.rank += int64((uint64(loc.chunk) + uint64(i)) % uint64(len(loc.servers)))
+		out = append(out, c)
+	}
+	slices.SortFunc(out, func(a, b candidate) int { return cmp.Compare(a.rank, b.rank) })
+	return out
+}

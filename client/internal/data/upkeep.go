@@ -1,0 +1,251 @@
+package data
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/shoalfs/shoalfs/internal/fserr"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+// maxSeals bounds how many chunks are sealed by one command.
+const maxSeals = 256
+
+var errSessionLost = fserr.New(syscall.EIO, "the session with the cluster was lost before written data was published")
+
+// seal has metadata told that a chunk is given up.
+func (w *writer) seal(c *pb.ChunkCommit, session uint64) {
+	if session != w.session {
+		return
+	}
+	w.sealing = append(w.sealing, sealing{c, session})
+	wake(w.needSeal)
+}
+
+// sealInBackground tells metadata of the chunks that were given up.
+func (w *writer) sealInBackground() {
+	ctx := w.s.ctx
+	for attempt := 0; ctx.Err() == nil; {
+		if done, err := w.sealSome(ctx); err != nil {
+			if sleep(ctx, backoff(attempt)) != nil {
+				return
+			}
+			attempt++
+			continue
+		} else if !done {
+			attempt = 0
+			continue
+		}
+		attempt = 0
+		select {
+		case <-w.needSeal:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// sealSome seals one batch; done: there is nothing left.
+func (w *writer) sealSome(ctx context.Context) (done bool, err error) {
+	w.mu.Lock()
+	w.followSession()
+	n := min(len(w.sealing), maxSeals)
+	batch := slices.Clone(w.sealing[:n])
+	session := w.session
+	w.mu.Unlock()
+	if n == 0 {
+		return true, nil
+	}
+	chunks := make([]*pb.ChunkCommit, n)
+	for i, s := range batch {
+		chunks[i] = s.chunk
+	}
+	err = w.meta.SealChunks(ctx, chunks)
+	if errno := refusal(err); err != nil && (errno == 0 || errno == syscall.EAGAIN) {
+		return false, err
+	}
+	if err != nil {
+		// Sealed already, by repair or with an earlier session: nothing is left to do for this client.
+		w.log.Warn("chunks could not be given up", "chunks", n, "first", chunks[0].Chunk, "error", err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.session == session {
+		w.sealing = slices.Delete(w.sealing, 0, n)
+	}
+	if w.sealed != nil {
+		close(w.sealed)
+		w.sealed = nil
+	}
+	return len(w.sealing) == 0, nil
+}
+
+// refusal returns the errno with which the metaserver refused, 0 for every other error.
+func refusal(err error) syscall.Errno {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return 0
+}
+
+// monitor gives up targets that stall, chunks that idle and what an ended session left.
+func (w *writer) monitor() {
+	period := min(max(w.s.cfg.StallTimeout/8, 5*time.Millisecond), 250*time.Millisecond)
+	t := time.NewTicker(period)
+	defer t.Stop()
+	for {
+		select {
+		case <-w.s.ctx.Done():
+			w.abandon()
+			return
+		case <-t.C:
+		}
+		w.mu.Lock()
+		w.followSession()
+		now := time.Now()
+		w.dropStalled(now)
+		w.closeIdle(now)
+		w.mu.Unlock()
+	}
+}
+
+func (w *writer) dropStalled(now time.Time) {
+	type stalled struct {
+		t     *target
+		since time.Duration
+	}
+	var drop []stalled
+	for c := range w.chunks {
+		live, _, _ := c.holders()
+		for _, t := range c.targets {
+			limit := w.s.cfg.StallTimeout
+			if t.syncing() {
+				limit *= syncPatience
+			} else if live <= c.minimum {
+				limit *= lastPatience
+			}
+			if d := t.stalled(now); d > limit {
+				drop = append(drop, stalled{t, d})
+				live--
+			}
+		}
+	}
+	for _, d := range drop {
+		d.t.c.drop(d.t, fmt.Errorf("chunk %v: server %d acknowledged nothing for %v", d.t.c.id, d.t.server, d.since.Round(time.Millisecond)))
+	}
+}
+
+// closeIdle gives up chunks that nothing was written to for long, and the spare ones when nothing at all was.
+func (w *writer) closeIdle(now time.Time) {
+	idle := w.s.cfg.IdleTimeout
+	if now.Sub(w.used) > idle && len(w.waiting) == 0 {
+		w.keep = 0
+	}
+	var over []*openChunk
+	for c := range w.chunks {
+		if c.closing || len(c.queue) > 0 || now.Sub(c.used) <= idle {
+			continue
+		}
+		if w.keep > 0 && slices.Contains(w.spare, c) {
+			continue
+		}
+		over = append(over, c)
+	}
+	for _, c := range over {
+		c.close()
+	}
+}
+
+// followSession drops everything that belongs to a session that was lost. The metaserver has sealed its chunks, so that
+// what was not committed of them can never be published.
+func (w *writer) followSession() {
+	gen := w.meta.SessionGen()
+	if gen == w.session {
+		return
+	}
+	w.log.Warn("the session with the cluster was lost; data that was not published yet is lost with it")
+	w.session = gen
+	for _, c := range slices.Collect(maps.Keys(w.chunks)) {
+		w.kill(c, errSessionLost)
+	}
+	for _, fr := range w.waiting {
+		w.lost(fr, errSessionLost)
+	}
+	w.waiting, w.sealing, w.spare, w.failures = nil, nil, nil, 0
+}
+
+// kill ends everything about a chunk at once.
+func (w *writer) kill(c *openChunk, err error) {
+	c.sealed, c.lost, c.closing = true, true, true
+	c.clearQueue()
+	w.forget(c)
+	for _, t := range c.targets {
+		t.live = false
+		if t.cancel != nil {
+			t.cancel()
+		}
+		t.cond.signal()
+	}
+	for fr := range c.held {
+		w.lost(fr, err)
+	}
+	clear(c.held)
+	delete(w.chunks, c)
+	c.notify()
+}
+
+// shutdown gives all chunks up and waits until metadata knows, or ctx ends.
+func (w *writer) shutdown(ctx context.Context) {
+	w.mu.Lock()
+	w.closed, w.keep = true, 0
+	for _, c := range slices.Collect(maps.Keys(w.chunks)) {
+		c.close()
+	}
+	w.mu.Unlock()
+	for {
+		busy := w.unfinished()
+		if busy == nil {
+			return
+		}
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// unfinished returns a channel that is closed when there is progress with giving chunks up, nil when all are.
+func (w *writer) unfinished() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for c := range w.chunks {
+		return c.wait()
+	}
+	if len(w.sealing) == 0 {
+		return nil
+	}
+	if w.sealed == nil {
+		w.sealed = make(chan struct{})
+	}
+	return w.sealed
+}
+
+// abandon is the end: what is not published by now is lost.
+func (w *writer) abandon() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	err := fserr.New(syscall.EIO, "the file system was closed before written data was published")
+	for _, c := range slices.Collect(maps.Keys(w.chunks)) {
+		w.kill(c, err)
+	}
+	for _, fr := range w.waiting {
+		w.lost(fr, err)
+	}
+	w.waiting = nil
+}

@@ -1,0 +1,314 @@
+package data
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"syscall"
+
+	"google.golang.org/grpc/mem"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/fserr"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+// location is a range of a chunk, and who can be asked for it.
+type location struct {
+	chunk   chunk.ID
+	off     uint64
+	n       int
+	length  uint64 // what the servers are known to hold of the chunk
+	servers []chunk.ServerID
+}
+
+// piece is a part of a read that comes from a chunk.
+type piece struct {
+	location
+	dst []byte // nil: for the cache only
+}
+
+// ReadAt reads len(p) bytes from offset off, fewer with io.EOF at the end of the file. While no server that holds the bytes
+// can be reached it waits. EIO: every copy is damaged or missing.
+func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fserr.New(syscall.EINVAL, "a read at offset %d", off)
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	f.readAhead(uint64(off), len(p))
+	fresh := false
+	for attempt := 0; ; attempt++ {
+		n, err := f.readOnce(ctx, p, uint64(off), fresh)
+		switch {
+		case err == nil:
+			f.s.metrics.read.Add(float64(n))
+			if n < len(p) {
+				return n, io.EOF
+			}
+			return n, nil
+		case ctx.Err() != nil:
+			return 0, ctx.Err()
+		case errors.Is(err, errAllBad):
+			// The extents may have been those of a chunk that was deleted since.
+			if fresh {
+				return 0, fserr.New(syscall.EIO, "read inode %d at %d: %v", f.inode, off, err)
+			}
+		case errors.Is(err, errUnreachable):
+			if attempt > 0 {
+				if err := sleep(ctx, backoff(attempt-1)); err != nil {
+					return 0, err
+				}
+			}
+		default:
+			return 0, err
+		}
+		fresh = true
+	}
+}
+
+// readOnce reads from what is known of the file now.
+func (f *File) readOnce(ctx context.Context, p []byte, off uint64, fresh bool) (int, error) {
+	// First what is uncommitted, then what is committed: bytes that are committed in between are seen twice, never missed.
+	pieces, missing := f.uncommitted(p, off)
+	for _, m := range missing {
+		var err error
+		if pieces, err = f.committed(ctx, p, off, m, pieces, fresh); err != nil {
+			return 0, err
+		}
+	}
+	if err := f.s.reader.readAll(ctx, pieces); err != nil {
+		return 0, err
+	}
+	size := f.Size()
+	if off >= size {
+		return 0, nil
+	}
+	return int(min(uint64(len(p)), size-off)), nil
+}
+
+// uncommitted copies what is in memory of the written range, and returns where else there are uncommitted bytes, and what
+// is not uncommitted.
+func (f *File) uncommitted(p []byte, off uint64) ([]piece, []span) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	missing := []span{{off, off + uint64(len(p))}}
+	var pieces []piece
+	for i := len(f.gens) - 1; i >= 0 && len(missing) > 0; i-- {
+		g := f.gens[i]
+		if g.empty() {
+			continue
+		}
+		var base uint64 // where in the file the generation's offsets count from
+		if g.append {
+			base = f.sizeBefore(g)
+		}
+		missing, pieces = g.read(p, off, base, missing, pieces)
+		if g.append { // what lies under an append ends where it begins
+			missing = f.beforeAppend(p, off, base, missing)
+		}
+	}
+	return pieces, missing
+}
+
+// beforeAppend zeroes what lies beyond the place of an append and is not in it, and takes it off the missing ranges.
+func (f *File) beforeAppend(p []byte, off, base uint64, missing []span) []span {
+	out := missing[:0]
+	for _, m := range missing {
+		if m.hi > base {
+			lo := max(m.lo, base)
+			clear(p[lo-off : m.hi-off])
+			m.hi = lo
+		}
+		if m.lo < m.hi {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// read copies what the generation has in memory of the missing ranges of p, which holds the file from off.
+func (g *generation) read(p []byte, off, base uint64, missing []span, pieces []piece) ([]span, []piece) {
+	if base > 0 {
+		// The generation counts from base: so must the ranges.
+		local := make([]span, 0, len(missing))
+		var below []span
+		for _, m := range missing {
+			if m.lo < base {
+				below = append(below, span{m.lo, min(m.hi, base)})
+				m.lo = base
+			}
+			if m.lo < m.hi {
+				local = append(local, span{m.lo - base, m.hi - base})
+			}
+		}
+		missing, pieces = g.readLocal(p, off, base, local, pieces)
+		for i := range missing {
+			missing[i].lo += base
+			missing[i].hi += base
+		}
+		return append(below, missing...), pieces
+	}
+	return g.readLocal(p, off, 0, missing, pieces)
+}
+
+// readLocal is read with ranges that count from base.
+func (g *generation) readLocal(p []byte, off, base uint64, missing []span, pieces []piece) ([]span, []piece) {
+	at := func(s span) []byte { return p[s.lo+base-off : s.hi+base-off] }
+	b := &g.builder
+	missing = cover(missing, len(b.segs), func(i int) span { return span{b.segs[i].off, b.segs[i].end()} }, func(i int, part span) {
+		s := b.segs[i]
+		copy(at(part), (*b.buf)[s.pos+int(part.lo-s.off):])
+	})
+	if len(missing) == 0 || len(g.over) == 0 {
+		return missing, pieces
+	}
+	w := g.frames[0].file.s.writer
+	return cover(missing, len(g.over), func(i int) span { return span{g.over[i].off, g.over[i].end()} }, func(i int, part span) {
+		from := g.over[i]
+		pos := from.pos + int(part.lo-from.off)
+		if b := w.inMemory(from.fr); b != nil {
+			copy(at(part), b.ReadOnlyData()[pos:])
+			b.Free()
+			return
+		}
+		pieces = append(pieces, piece{location: w.locate(from.fr, pos, part.len()), dst: at(part)})
+	}), pieces
+}
+
+// inMemory returns a frame's bytes with a reference of the caller's own, nil if they are on servers only.
+func (w *writer) inMemory(fr *frame) mem.Buffer {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if fr.buf == nil {
+		return nil
+	}
+	return fr.payload()
+}
+
+// locate says where a part of a frame is that is not in memory.
+func (w *writer) locate(fr *frame, pos, n int) location {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := fr.chunk
+	if c == nil { // lost, or moving at this very moment
+		return location{n: n}
+	}
+	return location{chunk: c.id, off: fr.off + uint64(pos), n: n, length: fr.end(), servers: c.readers(fr.end())}
+}
+
+// committed adds what metadata has for the range m of the file, which p holds from off.
+func (f *File) committed(ctx context.Context, p []byte, off uint64, m span, pieces []piece, fresh bool) ([]piece, error) {
+	for m.lo < m.hi {
+		r, err := f.s.meta.Extents(ctx, f.inode, m.lo, uint64(m.len()), fresh)
+		if err != nil {
+			return nil, fmt.Errorf("extents of inode %d: %w", f.inode, err)
+		}
+		f.Observe(r.Attr)
+		end := min(m.hi, r.End)
+		if r.Offset > m.lo || end <= m.lo {
+			if m.lo >= r.GetAttr().GetSize() { // beyond the end of the file
+				end = m.hi
+			} else {
+				return nil, fserr.New(syscall.EIO, "extents of inode %d: asked from %d, got [%d, %d)", f.inode, m.lo, r.Offset, r.End)
+			}
+		}
+		if pieces, err = resolve(r, span{m.lo, end}, p, off, pieces); err != nil {
+			return nil, fmt.Errorf("inode %d: %w", f.inode, err)
+		}
+		m.lo = end
+	}
+	return pieces, nil
+}
+
+// resolve turns extents into pieces; inline data and holes are copied at once. p holds the file from off; with p nil only
+// chunks matter.
+func resolve(r *pb.ExtentsReply, m span, p []byte, off uint64, pieces []piece) ([]piece, error) {
+	var bad error
+	dst := func(s span) []byte {
+		if p == nil {
+			return nil
+		}
+		return p[s.lo-off : s.hi-off]
+	}
+	at := func(i int) span { return span{r.Extents[i].Offset, r.Extents[i].Offset + r.Extents[i].Length} }
+	holes := cover([]span{m}, len(r.Extents), at, func(i int, part span) {
+		e := r.Extents[i]
+		skip := part.lo - e.Offset
+		if e.Chunk == 0 {
+			if uint64(len(e.Data)) != e.Length {
+				bad = fserr.New(syscall.EIO, "an inline extent of %d bytes has %d", e.Length, len(e.Data))
+				return
+			}
+			copy(dst(part), e.Data[skip:])
+			return
+		}
+		loc, err := locateIn(r.Chunks, e, skip, part.len())
+		if err != nil {
+			bad = err
+			return
+		}
+		pieces = append(pieces, piece{location: loc, dst: dst(part)})
+	})
+	for _, h := range holes {
+		clear(dst(h))
+	}
+	return pieces, bad
+}
+
+func locateIn(chunks []*pb.ChunkInfo, e *pb.Extent, skip uint64, n int) (location, error) {
+	for _, c := range chunks {
+		if c.Id != e.Chunk {
+			continue
+		}
+		loc := location{chunk: chunk.ID(c.Id), off: e.ChunkOffset + skip, n: n, length: c.Length, servers: make([]chunk.ServerID, len(c.Servers))}
+		if loc.off+uint64(n) > c.Length {
+			return loc, fserr.New(syscall.EIO, "chunk %v ends at %d, an extent names it to %d", loc.chunk, c.Length, loc.off+uint64(n))
+		}
+		for i, s := range c.Servers {
+			loc.servers[i] = chunk.ServerID(s)
+		}
+		return loc, nil
+	}
+	return location{}, fserr.New(syscall.EIO, "the metaserver names chunk %v without saying where it is", chunk.ID(e.Chunk))
+}
+
+// readAll reads pieces, several at a time.
+func (r *reader) readAll(ctx context.Context, pieces []piece) error {
+	if len(pieces) == 0 {
+		return nil
+	}
+	if len(pieces) == 1 {
+		return r.read(ctx, pieces[0])
+	}
+	return parallel(ctx, pieces, r.read)
+}
+
+// parallel calls fn for each item, a few at a time, and returns the first error, which ends the others.
+func parallel[T any](ctx context.Context, items []T, fn func(context.Context, T) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var first error
+	turns := make(chan struct{}, maxParallel)
+	for _, item := range items {
+		turns <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turns }()
+			if err := fn(ctx, item); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				if first == nil {
+					first = err
+					cancel()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return first
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"syscall"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+
+	"github.com/shoalfs/shoalfs/fuse"
+	"github.com/shoalfs/shoalfs/internal/httpd"
+)
+
+// webFlags are those of every process that can serve HTTP.
+type webFlags struct {
+	listen string
+	debug  bool
+}
+
+func (w *webFlags) add(cmd *cobra.Command, listen string) {
+	cmd.Flags().StringVar(&w.listen, "http", listen, "HOST:PORT of metrics, health and status page; empty: none")
+	cmd.Flags().BoolVar(&w.debug, "debug", false, "serve profiles at /debug/pprof of the --http address")
+}
+
+// open listens for HTTP if it was asked for, so that a port in use is known before anything else is touched. Requests are
+// answered from start on: health and page may use what is made between the two.
+func (w *webFlags) open(log *slog.Logger, reg *prometheus.Registry, health func() error, page http.Handler) (*web, error) {
+	if w.listen == "" {
+		return &web{}, nil
+	}
+	if err := checkAddress(w.listen, true); err != nil {
+		return nil, err
+	}
+	s, err := httpd.New(httpd.Config{Listen: w.listen, Gather: reg, Health: health, Page: page, Debug: w.debug, Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	return &web{s}, nil
+}
+
+// web is an HTTP server, or none.
+type web struct{ s *httpd.Server }
+
+func (w *web) start() {
+	if w.s != nil {
+		w.s.Start()
+	}
+}
+
+func (w *web) Close() error {
+	if w.s == nil {
+		return nil
+	}
+	return w.s.Close()
+}
+
+// url is where the status page is, "" if there is none.
+func (w *web) url() string {
+	if w.s == nil {
+		return ""
+	}
+	return "http://" + w.s.Address() + "/"
+}
+
+// part is a server of the cluster.
+type part interface {
+	Run(context.Context) error
+	Ready() <-chan struct{}
+	Address() string
+	Close() error
+}
+
+// runPart runs a server until ctx ends, and says when it serves.
+func (c *cli) runPart(ctx context.Context, log *slog.Logger, p part, w *web) error {
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(running) }()
+	if err := c.announce("listen " + p.Address()); err != nil {
+		return errors.Join(err, p.Close())
+	}
+	if u := w.url(); u != "" {
+		if err := c.announce("http   " + u); err != nil {
+			return errors.Join(err, p.Close())
+		}
+	}
+	ready := p.Ready()
+	for {
+		select {
+		case <-ready:
+			ready = nil
+			if err := c.announce("ready"); err != nil {
+				stop()
+				return errors.Join(err, <-ended, p.Close())
+			}
+		case err := <-ended:
+			if err == nil {
+				err = errors.New("the server ended by itself")
+			}
+			return errors.Join(err, p.Close())
+		case <-ctx.Done():
+			log.Info("stopping; a second signal ends at once")
+			stop()
+			return errors.Join(withoutCancel(<-ended), p.Close())
+		}
+	}
+}
+
+// withoutCancel drops the error that only says that we stopped it.
+func withoutCancel(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// announce writes a line to standard output at once.
+func (c *cli) announce(line string) error {
+	_, err := fmt.Fprintln(c.out, line)
+	return err
+}
+
+// prepareMountPoint makes the directory to mount on if it is not there, and takes away what a mount left whose process
+// died. It says whether it made the directory.
+func prepareMountPoint(log *slog.Logger, dir string) error {
+	_, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, syscall.ENOTCONN):
+		log.Warn("removing the mount of a process that died", "dir", dir)
+		return fuse.Unmount(dir)
+	case errors.Is(err, fs.ErrNotExist):
+		return os.MkdirAll(dir, 0o755)
+	}
+	return err
+}

@@ -1,0 +1,136 @@
+package namespace
+
+import (
+	"encoding/binary"
+	"maps"
+	"slices"
+	"syscall"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/fserr"
+	"github.com/shoalfs/shoalfs/internal/posix"
+	"github.com/shoalfs/shoalfs/metaserver/kv"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+const (
+	idSize         = 16   // bytes of a cluster's id and of a server's uuid
+	maxAddress     = 1024 // bytes
+	maxDomains     = 16   // levels
+	maxDomainBytes = 255  // of a level's name, and of a domain's
+	rootMode       = syscall.S_IFDIR | 0o755
+)
+
+// initCluster makes the state of a new cluster: its id, and a root directory that belongs to root. A cluster that exists
+// already stays as it is, and its id is returned.
+func (x *tx) initCluster(op *pb.InitCluster) (*pb.Result, error) {
+	if id := x.Get(bState, clusterKey); id != nil {
+		return &pb.Result{Cluster: append([]byte(nil), id...)}, nil
+	}
+	if len(op.Cluster) != idSize {
+		return nil, fserr.New(syscall.EINVAL, "a cluster id of %d bytes, it has %d", len(op.Cluster), idSize)
+	}
+	x.now = max(x.now, op.Time)
+	x.c = counters{clock: x.now, nextInode: posix.RootInode + 1, nextChunk: 1, nextSession: 1, nextServer: 1, inodes: 1}
+	id := append([]byte(nil), op.Cluster...)
+	x.Put(bState, clusterKey, id)
+	x.putInode(&inode{num: posix.RootInode, parent: posix.RootInode, mode: rootMode, nlink: 2,
+		atime: x.now, mtime: x.now, ctime: x.now, btime: x.now, version: x.index, dataVersion: x.index})
+	return &pb.Result{Cluster: id}, nil
+}
+
+// ServerRecord is a chunk server as the state knows it.
+type ServerRecord struct {
+	ID      chunk.ServerID
+	UUID    []byte            // 16 bytes, made by the server
+	Address string            // host:port
+	Domain  map[string]string // zone, rack, host
+}
+
+func (s *ServerRecord) encode() []byte {
+	b := append([]byte{formatVersion}, s.UUID...)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(s.Address)))
+	b = append(b, s.Address...)
+	b = append(b, byte(len(s.Domain)))
+	for _, level := range slices.Sorted(maps.Keys(s.Domain)) {
+		b = append(append(b, byte(len(level))), level...)
+		b = append(append(b, byte(len(s.Domain[level]))), s.Domain[level]...)
+	}
+	return b
+}
+
+func decodeServer(id chunk.ServerID, v []byte) (*ServerRecord, error) {
+	d := decoder{b: v}
+	d.version()
+	s := &ServerRecord{ID: id, UUID: append([]byte(nil), d.bytes(idSize)...)}
+	s.Address = string(d.bytes(int(d.u16())))
+	if n := int(d.u8()); n > 0 && n <= maxDomains {
+		s.Domain = make(map[string]string, n)
+		last := ""
+		for i := range n {
+			level := string(d.bytes(int(d.u8())))
+			d.bad = d.bad || i > 0 && level <= last
+			s.Domain[level] = string(d.bytes(int(d.u8())))
+			last = level
+		}
+	} else {
+		d.bad = d.bad || n > 0
+	}
+	return s, d.end()
+}
+
+func getServer(r kv.Reader, id chunk.ServerID) (*ServerRecord, error) {
+	key := serverKey(id)
+	v := r.Get(bServer, key)
+	if v == nil {
+		return nil, nil
+	}
+	s, err := decodeServer(id, v)
+	if err != nil {
+		return nil, damaged(bServer, key)
+	}
+	return s, nil
+}
+
+func checkRegistration(op *pb.RegisterServer) error {
+	switch {
+	case len(op.Uuid) != idSize:
+		return fserr.New(syscall.EINVAL, "a server uuid of %d bytes, it has %d", len(op.Uuid), idSize)
+	case op.Address == "" || len(op.Address) > maxAddress:
+		return fserr.New(syscall.EINVAL, "a server address of %d bytes, 1 to %d", len(op.Address), maxAddress)
+	case len(op.Domain) > maxDomains:
+		return fserr.New(syscall.EINVAL, "a server in %d failure domains, at most %d", len(op.Domain), maxDomains)
+	}
+	for _, level := range slices.Sorted(maps.Keys(op.Domain)) {
+		if level == "" || len(level) > maxDomainBytes || len(op.Domain[level]) > maxDomainBytes {
+			return fserr.New(syscall.EINVAL, "a failure domain whose name is not of 1 to %d bytes", maxDomainBytes)
+		}
+	}
+	return nil
+}
+
+// registerServer gives a server its id, or records the new address of one that comes back. An id that the server claims
+// to have must be the one recorded for its uuid.
+func (x *tx) registerServer(op *pb.RegisterServer) (*pb.Result, error) {
+	if err := checkRegistration(op); err != nil {
+		return nil, err
+	}
+	s := &ServerRecord{UUID: op.Uuid, Address: op.Address, Domain: op.Domain}
+	if v := x.Get(bServerUUID, op.Uuid); v != nil {
+		if len(v) != 5 || v[0] != formatVersion {
+			return nil, damaged(bServerUUID, op.Uuid)
+		}
+		s.ID = chunk.ServerID(binary.BigEndian.Uint32(v[1:]))
+	}
+	if op.Server != 0 && chunk.ServerID(op.Server) != s.ID {
+		return nil, fserr.New(syscall.EINVAL, "the server at %s says that it is number %d, but its uuid %x was given %d (0: none)", op.Address, op.Server, op.Uuid, s.ID)
+	}
+	if s.ID == 0 {
+		s.ID = chunk.ServerID(x.c.nextServer)
+		x.c.nextServer++
+		x.c.servers++
+		x.Put(bServerUUID, append([]byte(nil), op.Uuid...), binary.BigEndian.AppendUint32([]byte{formatVersion}, uint32(s.ID)))
+	}
+	x.Put(bServer, serverKey(s.ID), s.encode())
+	return &pb.Result{Server: uint32(s.ID), Cluster: append([]byte(nil), x.Get(bState, clusterKey)...)}, nil
+}

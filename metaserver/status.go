@@ -1,0 +1,167 @@
+package metaserver
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/rpc"
+	"github.com/shoalfs/shoalfs/metaserver/kv"
+	"github.com/shoalfs/shoalfs/metaserver/liveness"
+	"github.com/shoalfs/shoalfs/metaserver/namespace"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+// settling is how long after a leadership began silent chunk servers are not complained about.
+const settling = 5 * time.Second
+
+func liveInventory(inv *inventory, missing uint64) liveness.Inventory {
+	return liveness.Inventory{Done: true, Missing: missing, Bad: inv.bad, Foreign: inv.foreign}
+}
+
+// StatFS implements pb.MetaServer.
+func (m *metaService) StatFS(context.Context, *pb.StatFSRequest) (*pb.StatFSReply, error) {
+	l, err := m.s.leading()
+	if err != nil {
+		return nil, err
+	}
+	var inodes uint64
+	if err := m.s.db.View(func(r kv.Reader) error { inodes = namespace.Totals(r).Inodes; return nil }); err != nil {
+		return nil, rpc.ToStatus(err)
+	}
+	return l.space(l.live.Servers(), inodes), nil
+}
+
+// space counts the disks of servers that are not dead.
+func (l *leader) space(servers []*pb.ServerInfo, inodes uint64) *pb.StatFSReply {
+	out := &pb.StatFSReply{Inodes: inodes}
+	for _, s := range servers {
+		if s.State != pb.ServerState_SERVER_STATE_DEAD {
+			out.Capacity += s.Capacity
+			out.Free += s.Free
+		}
+	}
+	copies := uint64(l.layout().Replicas)
+	out.Total, out.Available = out.Capacity/copies, out.Free/copies
+	return out
+}
+
+// Servers implements pb.MetaServer.
+func (m *metaService) Servers(context.Context, *pb.ServersRequest) (*pb.ServersReply, error) {
+	l, err := m.s.leading()
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ServersReply{Servers: l.live.Servers()}, nil
+}
+
+// Status implements pb.MetaServer. A metaserver that does not lead answers, too, and says who does.
+func (m *metaService) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusReply, error) {
+	out, err := m.s.Status(ctx)
+	return out, rpc.ToStatus(err)
+}
+
+// Status describes the cluster as this metaserver sees it.
+func (s *Server) Status(context.Context) (*pb.StatusReply, error) {
+	var t namespace.TotalsRecord
+	if err := s.db.View(func(r kv.Reader) error { t = namespace.Totals(r); return nil }); err != nil {
+		return nil, err
+	}
+	out := &pb.StatusReply{
+		Cluster: hexID(t.Cluster), Inodes: t.Inodes, Chunks: t.Chunks, FileBytes: t.LiveBytes + t.InlineBytes,
+		Deletions: t.Deletions, Sessions: t.Sessions, Metaservers: s.node.Members(), Index: s.db.Applied(),
+		Mutations: s.mutations.Load(), Reads: s.reads.Load(),
+	}
+	if err := s.Health(); err != nil {
+		out.Problems = append(out.Problems, fmt.Sprintf("metaserver %d: %v", s.cfg.ID, err))
+	}
+	l := s.lead.Load()
+	if l == nil {
+		out.Problems = append(out.Problems, s.following())
+		return out, nil
+	}
+	out.Servers = l.live.Servers()
+	out.Space, out.Layout = l.space(out.Servers, t.Inodes), l.layout()
+	out.Problems = append(out.Problems, l.problems(out)...)
+	return out, nil
+}
+
+func (s *Server) following() string {
+	if address := s.node.Leader(); address != "" && address != s.cfg.Advertise {
+		return fmt.Sprintf("metaserver %d follows and knows nothing of the chunk servers; the leader is at %s", s.cfg.ID, address)
+	}
+	return fmt.Sprintf("metaserver %d knows of no leader: nothing can be read or changed until most of the metaservers reach each other", s.cfg.ID)
+}
+
+// problems says in sentences what is wrong with the cluster.
+func (l *leader) problems(st *pb.StatusReply) []string {
+	var out []string
+	healthy := 0
+	settled := time.Since(l.since) > settling
+	for _, s := range st.Servers {
+		if s.State == pb.ServerState_SERVER_STATE_HEALTHY {
+			healthy++
+		}
+		if s.Problem != "" && (settled || s.State == pb.ServerState_SERVER_STATE_HEALTHY) {
+			state := ""
+			if s.State != pb.ServerState_SERVER_STATE_HEALTHY {
+				state = " is " + stateName(s.State)
+			}
+			out = append(out, fmt.Sprintf("chunk server %d at %s%s: %s", s.Id, s.Address, state, s.Problem))
+		}
+		for _, d := range s.Disks {
+			if d.Error != "" {
+				out = append(out, fmt.Sprintf("chunk server %d at %s: disk %s failed: %s", s.Id, s.Address, d.Path, d.Error))
+			}
+		}
+	}
+	layout := l.layout()
+	switch {
+	case len(st.Servers) == 0:
+		out = append(out, "no chunk server has registered: only small files can be written")
+	case healthy < int(layout.MinCopies) && settled:
+		out = append(out, fmt.Sprintf("%d of %d chunk servers are healthy, writing needs %d: writers wait", healthy, len(st.Servers), layout.MinCopies))
+	case healthy < int(layout.Replicas) && settled:
+		out = append(out, fmt.Sprintf("%d of %d chunk servers are healthy: new data gets fewer than %d copies", healthy, len(st.Servers), layout.Replicas))
+	case len(st.Servers) < l.s.cfg.Replicas:
+		out = append(out, fmt.Sprintf("%d chunk servers are registered: data is kept in fewer than %d copies", len(st.Servers), l.s.cfg.Replicas))
+	}
+	if sp := st.Space; sp.Capacity > 0 && sp.Free < sp.Capacity/20 {
+		out = append(out, fmt.Sprintf("%d%% of the space is in use", 100-100*sp.Free/sp.Capacity))
+	}
+	for _, m := range st.Metaservers {
+		if m.State == "unreachable" {
+			out = append(out, fmt.Sprintf("metaserver %d at %s cannot be reached", m.Id, m.Address))
+		}
+	}
+	if n := l.table.Stats().Unknown; n > 0 {
+		out = append(out, fmt.Sprintf("changes wait for %d clients of the leader before, at most %v after the leadership began", n, l.grace()))
+	}
+	return out
+}
+
+// ReportServer implements pb.MetaServer.
+func (m *metaService) ReportServer(_ context.Context, req *pb.ReportServerRequest) (*pb.ReportServerReply, error) {
+	l, err := m.s.leading()
+	if err != nil {
+		return nil, err
+	}
+	known := false
+	if err := m.s.db.View(func(r kv.Reader) error { known = namespace.HasSession(r, req.Session); return nil }); err != nil {
+		return nil, rpc.ToStatus(err)
+	}
+	if !known {
+		return nil, errSessionEnded
+	}
+	text := req.Error[:min(len(req.Error), 256)]
+	if req.Chunk != 0 {
+		l.live.AddCorrupt(chunk.ServerID(req.Server), 1)
+		l.log.Error("a client found a copy of a chunk missing or damaged", "server", req.Server, "chunk", chunk.ID(req.Chunk), "session", req.Session, "error", text)
+		return &pb.ReportServerReply{}, nil
+	}
+	if l.live.Report(chunk.ServerID(req.Server), text) {
+		l.log.Warn("a client reports that a chunk server failed it", "server", req.Server, "session", req.Session, "error", text)
+	}
+	return &pb.ReportServerReply{}, nil
+}
