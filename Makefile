@@ -27,6 +27,9 @@ run: build ## run a cluster with its data in ./data, mounted at ./mnt, until int
 	@if [ ! -e /dev/fuse ]; then \
 		echo "This system has no /dev/fuse, so nothing can be mounted: load the module (modprobe fuse), or give the container the device."; \
 		echo "Without a mount:  ./shoal up --data $(DATA)"; exit 1; \
+	elif [ ! -w /dev/fuse ]; then \
+		echo "You may not use /dev/fuse: ask for access to it, or run as root."; \
+		echo "Without a mount:  ./shoal up --data $(DATA)"; exit 1; \
 	elif [ "$$(id -u)" != 0 ] && ! command -v fusermount3 >/dev/null; then \
 		echo "Mounting as an ordinary user needs fusermount3, which is not there. Install the package fuse3:"; \
 		echo "    Debian, Ubuntu:  sudo apt install fuse3"; \

@@ -22,6 +22,8 @@ const (
 	queueDepth = 8
 	// ackBytes is how much may be written before a waiting client hears of it, while more frames are queued.
 	ackBytes = 1 << 20
+	// maxQueued bounds the payload that waits to be written in the queues of all streams together, in bytes.
+	maxQueued = 256 << 20
 	// earlyAck is how much must have been written for its receipt to be acknowledged before a sync that may take long.
 	earlyAck = 256 << 10
 )
@@ -30,7 +32,16 @@ const (
 type incoming struct {
 	head    *pb.AppendHeader
 	payload mem.BufferSlice
+	size    int64 // taken from Server.queued
 	err     error
+}
+
+// free gives back what the frame holds.
+func (s *Server) free(in incoming) {
+	in.payload.Free()
+	if in.size > 0 {
+		s.queued.Release(in.size)
+	}
 }
 
 // Append implements rpc.ChunkHandler. Frames are received and checked by one goroutine and written by another, so that
@@ -70,17 +81,23 @@ type appender struct {
 func (a *appender) receive() {
 	for first := true; ; first = false {
 		head, payload, err := a.stream.Recv()
+		in := incoming{head: head, payload: payload}
 		if err == nil {
 			err = a.check(head, payload, first)
 		}
+		if n := int64(payload.Len()); err == nil && n > 0 {
+			if err = a.s.queued.Acquire(a.stream.Context(), n); err == nil {
+				in.size = n
+			}
+		}
 		if err != nil {
-			payload.Free()
-			payload = nil
+			a.s.free(in)
+			in = incoming{err: err}
 		}
 		select {
-		case a.queue <- incoming{head, payload, err}:
+		case a.queue <- in:
 		case <-a.done:
-			payload.Free()
+			a.s.free(in)
 			return
 		}
 		select {
@@ -100,7 +117,7 @@ func (a *appender) discard() {
 	for {
 		select {
 		case in := <-a.queue:
-			in.payload.Free()
+			a.s.free(in)
 		default:
 			return
 		}
@@ -191,7 +208,7 @@ func (a *appender) next(wait bool) (incoming, bool) {
 
 // write appends a frame. One without payload only asks for durability, or seals.
 func (a *appender) write(in incoming) error {
-	defer in.payload.Free()
+	defer a.s.free(in)
 	n := in.payload.Len()
 	if in.head.Offset != a.length() {
 		return fmt.Errorf("chunk %v: append at %d, its length is %d: %w", chunk.ID(in.head.Chunk), in.head.Offset, a.length(), disk.ErrInvalid)

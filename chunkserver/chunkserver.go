@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/peer"
 
 	"github.com/shoalfs/shoalfs/chunkserver/disk"
@@ -59,6 +60,7 @@ type Server struct {
 	reading        chan struct{}
 	sealing        chan struct{}
 	streams        atomic.Int64
+	queued         *semaphore.Weighted // bytes of frames that wait to be written
 
 	deletions *deletions
 	beat      chan struct{} // 1: there is something to tell the metaserver at once
@@ -99,7 +101,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, network: disk.NewMemory(cfg.ReadMemory), local: disk.NewMemory(0),
-		reading: make(chan struct{}, maxReading), sealing: make(chan struct{}, maxSealing),
+		queued: semaphore.NewWeighted(maxQueued), reading: make(chan struct{}, maxReading), sealing: make(chan struct{}, maxSealing),
 		deletions: newDeletions(), beat: make(chan struct{}, 1), ready: make(chan struct{}),
 	}
 	if err := s.open(); err != nil {

@@ -23,6 +23,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var testCluster = []byte("0123456789abcdef")
 
+var discard = slog.New(slog.DiscardHandler)
+
 // fakeMeta is a metaserver as chunk servers see it.
 type fakeMeta struct {
 	pb.UnimplementedRegistryServer
@@ -46,9 +48,9 @@ type fakeMeta struct {
 	streams    map[chan *pb.HeartbeatReply]context.CancelFunc
 }
 
-func newMeta(t *testing.T) *fakeMeta {
+func newMeta(t testing.TB) *fakeMeta {
 	t.Helper()
-	srv, err := rpc.NewServer("127.0.0.1:0", slog.New(slog.DiscardHandler))
+	srv, err := rpc.NewServer("127.0.0.1:0", discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +225,7 @@ type running struct {
 	done chan error
 }
 
-func start(t *testing.T, cfg Config) *running {
+func start(t testing.TB, cfg Config) *running {
 	t.Helper()
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
@@ -243,7 +245,7 @@ func start(t *testing.T, cfg Config) *running {
 	return r
 }
 
-func (r *running) halt(t *testing.T) {
+func (r *running) halt(t testing.TB) {
 	t.Helper()
 	r.stop()
 	if err := r.Close(); err != nil {
@@ -251,7 +253,7 @@ func (r *running) halt(t *testing.T) {
 	}
 }
 
-func (r *running) awaitReady(t *testing.T) {
+func (r *running) awaitReady(t testing.TB) {
 	t.Helper()
 	select {
 	case <-r.Ready():

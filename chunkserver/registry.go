@@ -249,7 +249,8 @@ func (b *beater) send(m *pb.HeartbeatRequest) error {
 func (b *beater) sendInventory() error {
 	all := b.s.store.list()
 	for page := range slices.Chunk(all, inventoryPage) {
-		m := &pb.HeartbeatRequest{Inventory: make([]*pb.ChunkReport, len(page))}
+		m := b.s.heartbeat() // every message says how the server is
+		m.Inventory = make([]*pb.ChunkReport, len(page))
 		for i, r := range page {
 			m.Inventory[i] = &pb.ChunkReport{Id: uint64(r.ID), Length: r.Length, Bad: r.Bad}
 		}
@@ -257,7 +258,9 @@ func (b *beater) sendInventory() error {
 			return err
 		}
 	}
-	return b.send(&pb.HeartbeatRequest{InventoryEnd: true})
+	end := b.s.heartbeat()
+	end.InventoryEnd = true
+	return b.send(end)
 }
 
 // heartbeat says how the server is, and what it has found and done since the last one.

@@ -45,7 +45,7 @@ type Attr struct {
 	Symlink          string // a symlink's target
 	HasXattrs        bool
 	LeaseUntil       time.Time // this view may be used without asking again until then, unless the inode is revoked; zero: not at all
-	ParentLeaseUntil time.Time // Lookup only: likewise the name
+	ParentLeaseUntil time.Time // Lookup and DirEntry only: likewise the name
 }
 
 // IsDir tells whether the inode is a directory.

@@ -117,10 +117,11 @@ func (d *Dir) page(ctx context.Context, n int) ([]meta.Entry, error) {
 
 func (d *Dir) entries(page []meta.Entry, n, i int) []DirEntry {
 	some := page[i:min(i+dirStep, len(page))]
-	d.low.fs.meta.Refresh(some)
+	d.low.fs.meta.Refresh(uint64(d.ino), some)
 	out := make([]DirEntry, len(some))
 	for k, e := range some {
 		out[k] = DirEntry{Name: e.Name, Attr: d.low.fs.merged(e.Attr, e.Until), Next: uint64(n)<<dirShift | uint64(i+k+1)}
+		out[k].Attr.ParentLeaseUntil = e.NameUntil
 	}
 	return out
 }

@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
+
+	"github.com/shoalfs/shoalfs/fuse"
 )
 
 // TestTwoMountsSeeEachOther: what one mount has done, the other sees at once, whatever it had cached before.
@@ -83,6 +86,59 @@ func TestTwoMountsSeeEachOther(t *testing.T) {
 			t.Errorf("%d names left, %v", len(names), err)
 		}
 	}
+}
+
+// TestNamesInTheKernel: also names that the kernel itself has cached are gone when another mount has changed them.
+func TestNamesInTheKernel(t *testing.T) {
+	sub := newSubdir(t)
+	registry := prometheus.NewRegistry()
+	a, _ := mountAt(t, fuse.Options{Subdir: sub})
+	b, _ := mountAt(t, fuse.Options{Subdir: sub, Registerer: registry})
+	write(t, a+"/f", "x")
+	// Until two looks cost no more lookups than one, the kernel asks for the name.
+	cached := func(path string) bool {
+		before := requests(t, registry, "lookup")
+		_, _ = os.Lstat(path) // it may be there or not
+		return requests(t, registry, "lookup") == before
+	}
+	for _, name := range []string{"/f", "/none"} {
+		for deadline := time.Now().Add(testTimeout); !cached(b + name); {
+			if time.Now().After(deadline) {
+				t.Fatalf("the kernel never caches %s", name)
+			}
+		}
+	}
+	must(t, os.Rename(a+"/f", a+"/none"))
+	if _, err := os.Lstat(b + "/f"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the old name: %v", err)
+	}
+	if st := stat(t, b+"/none"); st.Size != 1 {
+		t.Errorf("the new name: %d bytes", st.Size)
+	}
+	if cached(b + "/none") {
+		t.Error("a name in a directory that two mounts use is cached in the kernel")
+	}
+}
+
+// requests returns how many requests of a kind succeeded.
+func requests(t *testing.T, registry *prometheus.Registry, op string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	must(t, err)
+	var n float64
+	for _, f := range families {
+		if f.GetName() != "shoal_fuse_requests_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "op" && l.GetValue() == op {
+					n += m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return n
 }
 
 // TestTailFollows: a reader that keeps a file open sees what another mount appended, and no zeros where its page ended.

@@ -113,24 +113,30 @@ func fillAttr(out *gofuse.Attr, a *client.Attr) {
 	}
 }
 
+// busyFor is how long after its last change a directory is likely to be changed again.
+const busyFor = 10 * time.Second
+
+// names returns how long the kernel may use a name of dir.
+func (f *filesystem) names(c *call, dir client.Ino, until time.Time) time.Duration {
+	return f.kernel.names(dir, c.since, until, func() bool {
+		a, err := f.low.GetAttr(c, dir)
+		return err != nil || time.Since(a.Mtime) < busyFor
+	})
+}
+
 // entry answers with a name of dir and its inode.
 func (f *filesystem) entry(c *call, out *gofuse.EntryOut, dir client.Ino, a *client.Attr, nameUntil time.Time) {
 	out.NodeId = f.node(a.Ino)
 	out.Generation = 0 // inode numbers are never used twice
 	fillAttr(&out.Attr, a)
 	out.SetAttrTimeout(f.kernel.attrs(a.Ino, c.since, a.LeaseUntil))
-	out.SetEntryTimeout(f.kernel.names(dir, c.since, nameUntil))
+	out.SetEntryTimeout(f.names(c, dir, nameUntil))
 }
 
-// made answers with a name that this request made. It holds as long as what is known of the directory does.
+// made answers with a name that this request made. It is not for the kernel to remember yet: the next lookup, which costs
+// no message, says how long it holds.
 func (f *filesystem) made(c *call, out *gofuse.EntryOut, dir client.Ino, a *client.Attr) {
-	until := a.ParentLeaseUntil
-	if until.IsZero() {
-		if d, err := f.low.GetAttr(c, dir); err == nil {
-			until = d.LeaseUntil
-		}
-	}
-	f.entry(c, out, dir, a, until)
+	f.entry(c, out, dir, a, time.Time{})
 }
 
 func (f *filesystem) attr(c *call, out *gofuse.AttrOut, a *client.Attr) {
@@ -147,7 +153,7 @@ func (f *filesystem) Lookup(cancel <-chan struct{}, h *gofuse.InHeader, name str
 			return nil
 		}
 		if fserr.Errno(err) == syscall.ENOENT {
-			if d := f.kernel.names(dir, c.since, a.ParentLeaseUntil); d > 0 {
+			if d := f.names(c, dir, a.ParentLeaseUntil); d > 0 {
 				out.NodeId = 0 // there is no such name, and that may be remembered
 				out.SetEntryTimeout(d)
 				return nil

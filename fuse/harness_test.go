@@ -101,17 +101,24 @@ func sharedCluster(t *testing.T) string {
 
 func dial(t *testing.T) *client.FS {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	fs, err := client.Dial(ctx, sharedCluster(t), client.WithLogger(logger()), client.WithName(t.Name()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	fs := dialTo(t, sharedCluster(t))
 	t.Cleanup(func() {
 		if err := fs.Close(); err != nil {
 			t.Errorf("close the client: %v", err)
 		}
 	})
+	return fs
+}
+
+// dialTo connects to a cluster; the caller closes the client.
+func dialTo(t *testing.T, address string) *client.FS {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	fs, err := client.Dial(ctx, address, client.WithLogger(logger()), client.WithName(t.Name()))
+	if err != nil {
+		t.Fatal(err)
+	}
 	return fs
 }
 
@@ -133,7 +140,11 @@ func newSubdir(t *testing.T) string {
 // mountAt mounts with a client of its own, until the test ends.
 func mountAt(t *testing.T, o fuse.Options) (dir string, s *fuse.Server) {
 	t.Helper()
-	fs := dial(t)
+	return mountOf(t, dial(t), o)
+}
+
+func mountOf(t *testing.T, fs *client.FS, o fuse.Options) (dir string, s *fuse.Server) {
+	t.Helper()
 	o.Logger = logger()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -15,8 +15,8 @@ const (
 	nameTimeout = time.Second
 	// nameMargin is what may pass between granting a name and the kernel's starting to count.
 	nameMargin = 500 * time.Millisecond
-	// watchFor is how long a directory is watched before the kernel gets names of it. Most directories that clients share
-	// show it at once, and then nobody ever waits.
+	// watchFor is how long a directory that was changed lately is watched before the kernel gets names of it. Most that are
+	// shared by several clients show it at once, and then nobody ever waits.
 	watchFor = 2 * time.Second
 	// sharedFor is how long after its last revocation a directory counts as changed by several clients.
 	sharedFor = 30 * time.Second
@@ -41,7 +41,7 @@ const (
 // Names are not dropped by notification, because that takes the lock of their directory, which a mutation from this mount
 // may hold while it waits for another mount that waits for this one. A revocation waits instead until the names that were
 // granted have run out, and the kernel gets no names of the directory for some time: each lookup is then answered from the
-// client's cache. The same holds for the first moments that a directory is used.
+// client's cache. The same holds for the first moments in which a directory is used that was changed just before.
 type kernelCache struct {
 	notify func(client.Ino) gofuse.Status // drops the kernel's attributes of an inode
 
@@ -91,8 +91,8 @@ func (k *kernelCache) close() {
 func (k *kernelCache) begin() uint64 { return k.generation.Load() }
 
 // names returns how long the kernel may use a name of dir that was read after begin returned since, under a lease that
-// holds until then.
-func (k *kernelCache) names(dir client.Ino, since uint64, until time.Time) time.Duration {
+// holds until then. For a directory not seen before it asks busy whether it was changed lately.
+func (k *kernelCache) names(dir client.Ino, since uint64, until time.Time, busy func() bool) time.Duration {
 	now := time.Now()
 	d := min(nameTimeout, rest(until, now))
 	if d <= 0 {
@@ -100,17 +100,19 @@ func (k *kernelCache) names(dir client.Ino, since uint64, until time.Time) time.
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.overtaken(dir, since) {
-		return 0
-	}
 	st, ok := k.dirs[dir]
 	if !ok {
-		if k.room(now) {
-			k.dirs[dir] = dirState{from: now.Add(watchFor)}
+		k.mu.Unlock()
+		changing := busy()
+		k.mu.Lock()
+		if st, ok = k.dirs[dir]; !ok && !k.room(now) {
+			return 0
+		} else if !ok && changing {
+			st.from = now.Add(watchFor)
+			k.dirs[dir] = st
 		}
-		return 0
 	}
-	if now.Before(st.from) {
+	if k.overtaken(dir, since) || now.Before(st.from) {
 		return 0
 	}
 	if g := now.Add(d + nameMargin); g.After(st.granted) {

@@ -34,10 +34,15 @@ func revoke(k *kernelCache, ino client.Ino) time.Duration {
 	return time.Since(start)
 }
 
+// names asks for a name of a directory that was changed lately.
+func names(k *kernelCache, dir client.Ino, since uint64, until time.Time) time.Duration {
+	return k.names(dir, since, until, func() bool { return true })
+}
+
 // quiet has the cache watch a directory for long enough to grant names of it.
 func quiet(t *testing.T, k *kernelCache, dir client.Ino) {
 	t.Helper()
-	if d := k.names(dir, k.begin(), lease()); d != 0 {
+	if d := names(k, dir, k.begin(), lease()); d != 0 {
 		t.Errorf("a name of a directory never seen is granted for %v", d)
 	}
 	time.Sleep(watchFor)
@@ -51,7 +56,7 @@ func TestRevocationWaitsForNames(t *testing.T) {
 		k := newKernelCache(fake.notify)
 		defer k.close()
 		quiet(t, k, 7)
-		d := k.names(7, k.begin(), lease())
+		d := names(k, 7, k.begin(), lease())
 		if d != nameTimeout {
 			t.Fatalf("a name in a directory of its own is granted for %v, want %v", d, nameTimeout)
 		}
@@ -59,15 +64,29 @@ func TestRevocationWaitsForNames(t *testing.T) {
 		if took, want := revoke(k, 7), nameTimeout+nameMargin-300*time.Millisecond; took != want {
 			t.Errorf("the revocation was answered after %v, want %v: names are still in the kernel", took, want)
 		}
-		if d := k.names(7, k.begin(), lease()); d != 0 {
+		if d := names(k, 7, k.begin(), lease()); d != 0 {
 			t.Errorf("a name in a shared directory is granted for %v", d)
 		}
 		if took := revoke(k, 7); took != 0 {
 			t.Errorf("the second revocation took %v, want none: the kernel has no names", took)
 		}
 		time.Sleep(sharedFor + time.Millisecond)
-		if d := k.names(7, k.begin(), lease()); d != nameTimeout {
+		if d := names(k, 7, k.begin(), lease()); d != nameTimeout {
 			t.Errorf("a name is granted for %v long after the last revocation, want %v", d, nameTimeout)
+		}
+	})
+}
+
+// TestQuietDirectory: one that nobody has changed for long is cached at once.
+func TestQuietDirectory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKernelCache((&fakeKernel{known: map[client.Ino]bool{7: true}}).notify)
+		defer k.close()
+		if d := k.names(7, k.begin(), lease(), func() bool { return false }); d != nameTimeout {
+			t.Errorf("a name is granted for %v, want %v", d, nameTimeout)
+		}
+		if took, want := revoke(k, 7), nameTimeout+nameMargin; took != want {
+			t.Errorf("the revocation was answered after %v, want %v", took, want)
 		}
 	})
 }
@@ -83,7 +102,7 @@ func TestGrantOvertakenByRevocation(t *testing.T) {
 		if d := k.attrs(7, since, lease()); d != 0 {
 			t.Errorf("attributes read before a revocation are granted for %v after it", d)
 		}
-		if d := k.names(7, since, lease()); d != 0 {
+		if d := names(k, 7, since, lease()); d != 0 {
 			t.Errorf("names read before a revocation are granted for %v after it", d)
 		}
 		if d := k.attrs(8, since, lease()); d == 0 {
@@ -121,11 +140,11 @@ func TestNoGrantBeyondLease(t *testing.T) {
 			if d := k.attrs(1, k.begin(), until); d > max(0, rest-attrMargin) {
 				t.Errorf("attributes are granted for %v of a lease's last %v", d, rest)
 			}
-			if d := k.names(1, k.begin(), until); d > max(0, rest-attrMargin) {
+			if d := names(k, 1, k.begin(), until); d > max(0, rest-attrMargin) {
 				t.Errorf("names are granted for %v of a lease's last %v", d, rest)
 			}
 		}
-		if k.attrs(1, k.begin(), time.Time{}) != 0 || k.names(1, k.begin(), time.Time{}) != 0 {
+		if k.attrs(1, k.begin(), time.Time{}) != 0 || names(k, 1, k.begin(), time.Time{}) != 0 {
 			t.Error("granted without a lease")
 		}
 	})
@@ -137,7 +156,7 @@ func TestKernelCacheIsBounded(t *testing.T) {
 		defer k.close()
 		before := k.begin()
 		for ino := client.Ino(1); ino < dirsBound+2*revokedBound; ino++ {
-			k.names(ino, k.begin(), lease())
+			names(k, ino, k.begin(), lease())
 			k.pagesRead(ino, 1, k.begin(), true)
 		}
 		if len(k.dirs) > dirsBound || len(k.pages) > pagesBound {
@@ -156,7 +175,7 @@ func TestKernelCacheIsBounded(t *testing.T) {
 		}
 		time.Sleep(2 * sharedFor)
 		quiet(t, k, 0)
-		if k.names(0, k.begin(), lease()) == 0 {
+		if names(k, 0, k.begin(), lease()) == 0 {
 			t.Error("no names are granted long after the last revocation")
 		}
 	})
@@ -166,7 +185,7 @@ func TestCloseAnswersRevocations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKernelCache((&fakeKernel{known: map[client.Ino]bool{7: true}}).notify)
 		quiet(t, k, 7)
-		k.names(7, k.begin(), lease())
+		names(k, 7, k.begin(), lease())
 		start := time.Now()
 		answered := false
 		k.Revoked(7, func() { answered = true })

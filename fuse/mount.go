@@ -66,6 +66,8 @@ func mountRaw(f gofuse.RawFileSystem, dir string, o *Options) (*gofuse.Server, e
 		AllowOther: o.AllowOther, Name: "shoal", FsName: o.Source, MaxBackground: maxBackground,
 		MaxWrite: DefaultMaxWrite, MaxReadAhead: o.ReadAhead, EnableSymlinkCaching: true, // a symlink never changes
 		Debug: o.Debug, Logger: requestLog(o),
+		// What is read never comes from a file descriptor; the attempt to splice it would cost every read a pipe.
+		DisableSplice: true,
 		// Open truncates, in one request; nobody asks for a file's capabilities before each write.
 		ExtraCapabilities: gofuse.CAP_ATOMIC_O_TRUNC | gofuse.CAP_HANDLE_KILLPRIV_V2 | gofuse.CAP_ASYNC_DIO | gofuse.CAP_DIRECT_IO_ALLOW_MMAP,
 		// A new mtime alone drops no pages: what this mount wrote itself has one too. A size that the kernel did not expect

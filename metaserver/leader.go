@@ -76,11 +76,7 @@ func (s *Server) observe() {
 		return
 	}
 	s.leaderAt.Store(int64(time.Since(s.started)))
-	select {
-	case <-s.ready:
-	default:
-		close(s.ready)
-	}
+	s.readyOnce.Do(func() { close(s.ready) })
 }
 
 func (s *Server) promote(ctx context.Context) *leader {

@@ -42,6 +42,7 @@ type Server struct {
 	lead   atomic.Pointer[leader] // serves requests; nil while this metaserver does not lead
 
 	ready     chan struct{}
+	readyOnce sync.Once
 	leaderAt  atomic.Int64 // when a leader was last known: time since started, ns
 	started   time.Time
 	mutations atomic.Uint64 // in this leadership

@@ -26,7 +26,9 @@ const (
 	maxFinished    = 4096             // chunks in one FinishDeletions
 	deletionsAgain = 10 * time.Second // when a chunk server is told again what it did not answer
 	inventoryEvery = time.Hour
-	maxPage        = 256 << 10 // reports in one message
+	recheckAfter   = 30 * time.Second // an inventory that lacks copies is taken again
+	maxPage        = 256 << 10        // reports in one message
+	chunksPerView  = 4096             // looked at in one View, which holds commands up
 )
 
 // registryService answers chunk servers.
@@ -76,7 +78,7 @@ type heartbeats struct {
 	ordered   map[chunk.ID]struct{} // to be deleted, as told and not answered yet
 	orderedAt time.Time
 	inventory *inventory
-	wanted    time.Time // when an inventory was last asked for, or sent unasked after connecting; zero: ask now
+	wanted    time.Time // when an inventory was last asked for, or sent unasked after connecting
 	orphans   []chunk.ID
 	orphansAt time.Time
 	unproven  map[chunk.ID]struct{} // missing by the inventory before
@@ -266,8 +268,10 @@ func (h *heartbeats) take(req *pb.HeartbeatRequest) error {
 	if err := h.l.s.node.ReadIndex(h.l.ctx); err != nil {
 		return err
 	}
-	if err := h.l.s.db.View(func(r kv.Reader) error { h.inventory.page(r, h.id, req.Inventory); return nil }); err != nil {
-		return err
+	for part := range slices.Chunk(req.Inventory, chunksPerView) {
+		if err := h.l.s.db.View(func(r kv.Reader) error { h.inventory.page(r, h.id, part); return nil }); err != nil {
+			return err
+		}
 	}
 	if req.InventoryEnd {
 		return h.judge()
@@ -300,37 +304,56 @@ func (inv *inventory) page(r kv.Reader, server chunk.ServerID, reports []*pb.Chu
 func (h *heartbeats) judge() error {
 	inv := h.inventory
 	h.inventory = nil
-	missing := map[chunk.ID]struct{}{}
-	proven := uint64(0)
-	var example chunk.ID
-	if err := h.l.s.db.View(func(r kv.Reader) error {
-		namespace.Copies(r, h.id, func(id chunk.ID) bool {
-			c, ok := namespace.Chunk(r, id)
-			if !ok || c.Length == 0 || !slices.Contains(c.Servers, h.id) {
-				return true
-			}
-			if length, ok := inv.good[id]; ok && uint64(length) >= c.Length {
-				return true
-			}
-			missing[id] = struct{}{}
-			if _, twice := h.unproven[id]; twice {
-				proven++
-				example = id
-			}
-			return true
-		})
-		return nil
-	}); err != nil {
+	missing, err := h.missing(inv)
+	if err != nil {
 		return err
 	}
-	if len(missing) > 0 && h.unproven == nil {
-		h.wanted = time.Time{} // look again
+	proven, example := uint64(0), chunk.ID(0)
+	for id := range missing {
+		if _, twice := h.unproven[id]; twice {
+			proven++
+			example = id
+		}
+	}
+	if len(missing) > int(proven) {
+		again := recheckAfter
+		if h.unproven == nil {
+			again = 0
+		}
+		h.wanted = time.Now().Add(again - inventoryEvery)
 	}
 	h.unproven = missing
 	h.orphans, h.orphansAt = inv.orphans, time.Now()
 	h.l.live.SetInventory(h.id, liveInventory(inv, proven))
 	h.report(inv, proven, example)
 	return nil
+}
+
+// missing lists the copies that the state names and the inventory lacks, or has too short.
+func (h *heartbeats) missing(inv *inventory) (map[chunk.ID]struct{}, error) {
+	out := map[chunk.ID]struct{}{}
+	for from, more := chunk.ID(0), true; more; {
+		seen := 0
+		more = false
+		if err := h.l.s.db.View(func(r kv.Reader) error {
+			namespace.CopiesFrom(r, h.id, from, func(id chunk.ID) bool {
+				if seen++; seen > chunksPerView {
+					from, more = id, true
+					return false
+				}
+				length, listed := inv.good[id]
+				c, ok := namespace.Chunk(r, id)
+				if ok && c.Length > 0 && slices.Contains(c.Servers, h.id) && (!listed || uint64(length) < c.Length) {
+					out[id] = struct{}{}
+				}
+				return true
+			})
+			return nil
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 func (h *heartbeats) report(inv *inventory, missing uint64, example chunk.ID) {

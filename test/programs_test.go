@@ -109,7 +109,7 @@ func tarWorks(t *testing.T, mnt string) {
 	sh(t, src, `mkdir -p a/b/c empty; echo x > a/x; ln a/x a/hard; ln -s x a/soft; ln -s /nowhere a/dangling; mkfifo a/fifo
 head -c 300000 /dev/urandom > a/b/blob; truncate -s 10M a/sparse; touch -d '2001-02-03 04:05:06.789' a/old; chmod 4750 a/x; chmod 2775 a/b`)
 	listing := `find . ! -path . -printf '%p %y %m %n %l %T@ ' \( -type f -printf '%s' -o -true \) -printf '\n' | sort`
-	sh(t, mnt, `mkdir tar; tar -C "$SRC" --sparse -cf - . | tar -C tar -xpf -; diff -r --no-dereference "$SRC/a/b" tar/a/b; cmp "$SRC/a/sparse" tar/a/sparse`, "SRC="+src)
+	sh(t, mnt, `mkdir tar; tar -C "$SRC" --format=posix --sparse -cf - . | tar -C tar -xpf -; diff -r --no-dereference "$SRC/a/b" tar/a/b; cmp "$SRC/a/sparse" tar/a/sparse`, "SRC="+src)
 	want, got := sh(t, src, listing), sh(t, filepath.Join(mnt, "tar"), listing)
 	if want != got {
 		t.Errorf("unpacked:\n%s\npacked:\n%s", got, want)

@@ -93,6 +93,10 @@ type Disk struct {
 	space    budget
 	failure  atomic.Pointer[error]
 
+	flushes chan flush // unbuffered: taken when the flusher is idle
+	quit    chan struct{}
+	flusher sync.WaitGroup
+
 	mu      sync.RWMutex
 	chunks  map[chunk.ID]state
 	writers map[chunk.ID]*Writer
@@ -119,6 +123,7 @@ func Open(dir string, opts Options) (*Disk, error) {
 		path: dir, uuid: uuid, opts: opts, fs: opts.FS, log: opts.Logger.With("disk", dir), lock: lock,
 		cache:  newCache(opts.MaxOpen, opts.IndexMemory),
 		chunks: map[chunk.ID]state{}, writers: map[chunk.ID]*Writer{},
+		flushes: make(chan flush), quit: make(chan struct{}),
 	}
 	d.identity.Store(&id)
 	err = d.refreshSpace()
@@ -129,10 +134,11 @@ func Open(dir string, opts Options) (*Disk, error) {
 		_ = lock.Close()
 		return nil, fmt.Errorf("data directory %s: %w", dir, err)
 	}
+	d.flusher.Go(d.runFlusher)
 	return d, nil
 }
 
-// Close finishes what is still being written and gives the directory up.
+// Close finishes what is still being written and gives the directory up. Nothing may be appending any more.
 func (d *Disk) Close() error {
 	d.mu.Lock()
 	if d.closed {
@@ -149,6 +155,8 @@ func (d *Disk) Close() error {
 	for _, w := range writers {
 		err = errors.Join(err, w.Finish())
 	}
+	close(d.quit)
+	d.flusher.Wait()
 	d.cache.clear()
 	return errors.Join(err, d.lock.Close())
 }

@@ -11,6 +11,7 @@
 //   - What Writer.Sync has returned nil for survives a loss of power. Everything else that was appended survives the end of
 //     the process, and after a loss of power is kept as far as its checksums prove it.
 //   - A write or fsync that fails is never tried again: its chunk is closed and reported as bad.
-//   - Nothing is deleted or changed but at Delete's word: damaged, foreign and unfinished files stay as they are.
+//   - Nothing that was acknowledged is changed, nor deleted but at Delete's word. Damaged, foreign and unfinished files stay as
+//     they are; the end of a record that did not fit on the disk is cut off, and a chunk that never got a byte is removed.
 //   - A chunk takes appends only from the Writer that created it. After a restart it takes none.
 package disk

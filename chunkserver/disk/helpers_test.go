@@ -62,6 +62,8 @@ func crash(d *Disk) {
 		_ = w.file.unref()
 	}
 	d.mu.Unlock()
+	close(d.quit)
+	d.flusher.Wait()
 	d.cache.clear()
 	_ = d.lock.Close()
 }

@@ -126,15 +126,38 @@ func (w *Writer) writeFailed(err error, at int64) error {
 
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
-// writeback has the kernel write early what it would else keep until Sync has to wait for all of it.
+// writeback has the kernel write early what it would else keep until Sync has to wait for all of it. Starting that can block
+// while the disk's queue is full, which is no reason for appends to wait: while the disk's flusher is busy, it is put off.
 func (w *Writer) writeback() {
 	step := w.d.opts.Writeback
 	if step <= 0 || w.pos-w.flushed < step {
 		return
 	}
-	// Only advice: an error of the disk shows at the next Sync.
-	_ = w.file.StartWriteback(w.flushed, w.pos-w.flushed)
-	w.flushed = w.pos
+	select {
+	case w.d.flushes <- flush{w.file.ref(), w.flushed, w.pos - w.flushed}:
+		w.flushed = w.pos
+	default:
+		_ = w.file.unref() // not the last reference: the writer has one
+	}
+}
+
+// flush is a range of a file to be written early.
+type flush struct {
+	file   *shared
+	off, n int64
+}
+
+// runFlusher starts early writeback until the disk is closed.
+func (d *Disk) runFlusher() {
+	for {
+		select {
+		case f := <-d.flushes:
+			_ = f.file.StartWriteback(f.off, f.n) // only advice: an error of the disk shows at the next Sync
+			_ = f.file.unref()
+		case <-d.quit:
+			return
+		}
+	}
 }
 
 // Sync makes all that was appended durable: contents, checksums and the file's name. An error closes the chunk for good:

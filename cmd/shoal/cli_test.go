@@ -52,6 +52,7 @@ func TestUsageErrors(t *testing.T) {
 		{"meta --data d", "--id"},
 		{"meta --id 1", "--data"},
 		{"meta --id 1 --data d --listen x", "HOST:PORT"},
+		{"meta --id 1 --data d --listen 0.0.0.0:7400", "--advertise"},
 		{"meta --id 4 --data d --peers 1=h:1,2=h:2,3=h:3", "does not name"},
 		{"meta --id 1 --data d --peers 1=h:1,2=h:2", "1, 3 or 5"},
 		{"meta --id 1 --data d --peers 1=h:1,1=h:2,3=h:3", "twice"},

@@ -105,9 +105,11 @@ func (c *cli) copyTrees(ctx context.Context, fsys *client.FS, sources []location
 	if _, ok := isTerminal(c.out); ok {
 		if _, ok := isTerminal(c.err); ok {
 			cp.meter = newMeter(c.err)
+			c.log.redirect(cp.meter.progress)
 		}
 	}
 	cp.run(ctx, pairs)
+	c.log.redirect(c.err)
 	cp.meter.stop()
 	if ctx.Err() != nil {
 		cp.failed.add(errors.New("interrupted: not everything was copied"))

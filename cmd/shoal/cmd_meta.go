@@ -92,6 +92,8 @@ func (o metaOptions) config() (metaserver.Config, error) {
 		}
 	}
 	switch {
+	case cfg.Advertise == "" && anyHost(o.listen):
+		return cfg, usagef("--listen %s: say with --advertise which address others are to connect to", o.listen)
 	case len(cfg.Peers) == 0:
 	case !listed:
 		return cfg, usagef("--peers %s does not name this metaserver, %d", o.peers, o.id)

@@ -114,6 +114,9 @@ func plan(ctx context.Context, dst tree, sources []location, target location) ([
 func (c *copier) run(ctx context.Context, pairs []pair) {
 	c.group.SetLimit(max(1, min(c.parallel, maxParallel)))
 	c.roots = map[fileID]string{}
+	survey, done := context.WithCancel(ctx)
+	defer c.survey(survey, pairs)()
+	defer done()
 	for _, p := range pairs {
 		if ctx.Err() != nil {
 			break
@@ -128,6 +131,39 @@ func (c *copier) run(ctx context.Context, pairs []pair) {
 		if err := c.dst.SetMetadata(ctx, d.path, c.metadata(d.of, c.keepSetID(ctx, d.of, d.path))); err != nil {
 			c.fail(ctx, c.dst, d.path, err)
 		}
+	}
+}
+
+// survey counts what there is to do while the copy is under way, for the progress bar; it returns a function that waits for
+// its end. Errors are the copy's to report.
+func (c *copier) survey(ctx context.Context, pairs []pair) (wait func()) {
+	var running sync.WaitGroup
+	if c.meter != nil {
+		running.Go(func() {
+			for _, p := range pairs {
+				if e, err := c.src.Lstat(ctx, p.from); err == nil {
+					c.surveyOne(ctx, e, p.from)
+				}
+			}
+		})
+	}
+	return running.Wait
+}
+
+func (c *copier) surveyOne(ctx context.Context, e *entry, path string) {
+	if !e.isDir() {
+		c.meter.expect(e)
+		return
+	}
+	list, err := c.src.ReadDir(ctx, path)
+	if err != nil || !c.recursive {
+		return
+	}
+	for _, child := range list {
+		if ctx.Err() != nil {
+			return
+		}
+		c.surveyOne(ctx, child, c.src.Join(path, child.Name))
 	}
 }
 
@@ -171,7 +207,6 @@ func within(path, dir string) bool {
 
 // object copies what is not a directory: files in the background, the rest at once.
 func (c *copier) object(ctx context.Context, e *entry, from, to string, where place) {
-	c.meter.expect(e)
 	if e.isRegular() || !c.recursive {
 		c.group.Go(func() error {
 			c.file(ctx, e, from, to, where)

@@ -98,5 +98,12 @@ func checkAddress(addr string, listen bool) error {
 	return nil
 }
 
+// anyHost tells whether an address to listen on stands for all of the machine's.
+func anyHost(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "" || (ip != nil && ip.IsUnspecified()))
+}
+
 func joinLocal(dir, name string) string  { return filepath.Join(dir, name) }
 func joinRemote(dir, name string) string { return path.Join(dir, name) }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -32,6 +33,25 @@ type cli struct {
 	cluster  string
 	timeout  time.Duration // for reaching the cluster; 0: as long as it takes
 	logLevel string
+	log      logWriter
+}
+
+// logWriter is where log lines go: standard error, or above a progress bar while there is one.
+type logWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *logWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+func (l *logWriter) redirect(w io.Writer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.w = w
 }
 
 // usageError is a command line that makes no sense.
@@ -45,6 +65,7 @@ var errReported = errors.New("failed")
 // run is the program: it returns the exit status.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	c := &cli{in: in, out: out, err: errOut}
+	c.log.redirect(errOut)
 	root := newRoot(c)
 	root.SetArgs(args)
 	root.SetIn(in)
@@ -141,7 +162,7 @@ func (c *cli) logger(fallback slog.Level) (*slog.Logger, error) {
 			return nil, usagef("--log-level %q: want debug, info, warn or error", c.logLevel)
 		}
 	}
-	return slog.New(slog.NewTextHandler(c.err, &slog.HandlerOptions{Level: level})), nil
+	return slog.New(slog.NewTextHandler(&c.log, &slog.HandlerOptions{Level: level})), nil
 }
 
 // dial connects to the cluster. Whoever calls it closes the FS.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"syscall"
+	"time"
 
 	"github.com/shoalfs/shoalfs/client"
 )
@@ -80,7 +81,35 @@ func (t remoteTree) Open(ctx context.Context, path string) (io.ReadCloser, error
 }
 
 func (t remoteTree) Create(ctx context.Context, path string, perm uint32) (io.WriteCloser, error) {
-	return t.fs.OpenFile(ctx, path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, client.FileMode(perm&0o777))
+	late, cancel := cancelLate(ctx, cleanupTimeout)
+	f, err := t.fs.OpenFile(late, path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, client.FileMode(perm&0o777))
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &remoteFile{f, cancel}, nil
+}
+
+// remoteFile is a file that is written.
+type remoteFile struct {
+	*client.File
+	cancel context.CancelFunc
+}
+
+func (f *remoteFile) Close() error {
+	defer f.cancel()
+	return f.File.Close()
+}
+
+// cancelLate returns a context that outlives ctx by a grace period, in which a file that is written can be closed in good
+// order. The CancelFunc ends it at once.
+func cancelLate(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		t := time.AfterFunc(grace, cancel)
+		context.AfterFunc(late, func() { t.Stop() })
+	})
+	return late, func() { stop(); cancel() }
 }
 
 func (t remoteTree) Mkdir(ctx context.Context, path string, perm uint32) error {

@@ -139,13 +139,13 @@ func rename(from, to string) error {
 type logStore struct {
 	*wal.WAL
 	meta *metadb.BoltMetaDB
-	fail func(error) // told of an error that only opening the log again can mend
+	fail func(error)
 }
 
-// StoreLogs implements raft.LogStore. After most errors, a full disk for one, raft tries again by itself.
+// StoreLogs implements raft.LogStore. After an error the WAL takes nothing more until it is opened again.
 func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	err := s.WAL.StoreLogs(logs)
-	if errors.Is(err, wal.ErrSealed) || errors.Is(err, wal.ErrCorrupt) {
+	if err != nil {
 		s.fail(fmt.Errorf("append to the log: %w", err))
 	}
 	return err
@@ -161,6 +161,9 @@ func openLog(dir string, segment int, log hclog.Logger, fail func(error)) (_ *lo
 			err = fmt.Errorf("consensus: the log in %s is damaged: %v", dir, r)
 		}
 	}()
+	if err := repairLog(dir, s.meta); err != nil {
+		return nil, errors.Join(fmt.Errorf("consensus: the log in %s cannot be opened: %w", dir, err), s.meta.Close())
+	}
 	s.WAL, err = wal.Open(dir, wal.WithMetaStore(s.meta), wal.WithSegmentSize(segment), wal.WithLogger(log.Named("wal")))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("consensus: the log in %s cannot be opened: %w", dir, err), s.meta.Close())

@@ -247,7 +247,7 @@ func TestKilledProcessLosesNothing(t *testing.T) {
 	var last uint64
 	for range 6 {
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childEnv+"="+dir)
+		cmd.Env = append(os.Environ(), childEnv+"="+dir, "SHOAL_TEST_LOG=")
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		out, err := cmd.StdoutPipe()

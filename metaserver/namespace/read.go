@@ -361,8 +361,11 @@ func HasCopy(r kv.Reader, server chunk.ServerID, id chunk.ID) bool {
 }
 
 // Copies calls fn for every chunk of which a server is to have a copy, in the order of their ids, until it returns false.
-func Copies(r kv.Reader, server chunk.ServerID, fn func(chunk.ID) bool) {
-	r.Scan(bServerChunk, serverChunkKey(server, 0), func(k, _ []byte) bool {
+func Copies(r kv.Reader, server chunk.ServerID, fn func(chunk.ID) bool) { CopiesFrom(r, server, 0, fn) }
+
+// CopiesFrom is Copies for chunks with an id of at least from.
+func CopiesFrom(r kv.Reader, server chunk.ServerID, from chunk.ID, fn func(chunk.ID) bool) {
+	r.Scan(bServerChunk, serverChunkKey(server, from), func(k, _ []byte) bool {
 		return len(k) == 12 && binary.BigEndian.Uint32(k) == uint32(server) && fn(chunk.ID(binary.BigEndian.Uint64(k[4:])))
 	})
 }

@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	hungAfter   = 2 * time.Second // without any answer while calls wait for one
+	hungAfter   = 2 * time.Second  // without any answer while calls wait for one
+	maxAttempt  = 15 * time.Second // after which a call is made again although the leader lives
 	minBackoff  = 20 * time.Millisecond
 	maxBackoff  = time.Second
 	maxHops     = 3  // hints followed one after another before they are doubted
@@ -231,13 +232,16 @@ func (c *conn) call(ctx context.Context, method string, tried *int, f func(conte
 		if tried != nil {
 			*tried++
 		}
+		if status.Code(err) == codes.DeadlineExceeded && t.silent() < hungAfter {
+			continue
+		}
 		c.leave(t, err)
 	}
 }
 
 // attempt runs f once. It is cancelled when the target is given up.
 func (c *conn) attempt(ctx context.Context, t *target, f func(context.Context, pb.MetaClient) error) error {
-	actx, cancel := context.WithCancel(ctx)
+	actx, cancel := context.WithTimeout(ctx, maxAttempt)
 	defer cancel()
 	stop := context.AfterFunc(t.ctx, cancel)
 	defer stop()

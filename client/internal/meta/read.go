@@ -175,9 +175,10 @@ func (c *Client) CloseInode(ino uint64) { c.cache.close(ino) }
 
 // Entry is a name in a directory with what it means.
 type Entry struct {
-	Name  string
-	Attr  *pb.Attr
-	Until time.Time // how long the attributes may be used without asking
+	Name      string
+	Attr      *pb.Attr
+	Until     time.Time // how long the attributes may be used without asking
+	NameUntil time.Time // likewise the name; set by Refresh
 }
 
 // Listing goes through a directory in the order of its names.
@@ -286,13 +287,18 @@ func (c *cache) list(cred posix.Cred, ino uint64) (entries []Entry, ok bool, err
 	return entries, true, nil
 }
 
-// Refresh replaces what became old since the entries were read, and says how long it may be used now.
-func (c *Client) Refresh(entries []Entry) {
+// Refresh replaces what became old since the entries were read from the directory, and says how long it may be used now.
+func (c *Client) Refresh(dir uint64, entries []Entry) {
 	c.cache.mu.Lock()
 	defer c.cache.mu.Unlock()
+	in := c.cache.get(dir)
 	for i := range entries {
 		e := &entries[i]
 		e.Until = c.cache.usable(e.Attr.Inode)
+		e.NameUntil = time.Time{}
+		if in != nil && in.names[e.Name].ino == e.Attr.Inode && c.cache.pendingNames[dirName{dir, e.Name}] == 0 {
+			e.NameUntil = c.cache.until
+		}
 		if have := c.cache.entries[e.Attr.Inode]; have != nil {
 			if have.attr.Version >= e.Attr.Version {
 				e.Attr = have.attr

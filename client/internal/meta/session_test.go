@@ -96,6 +96,7 @@ func TestHungLeaderIsGivenUp(t *testing.T) {
 		return nil
 	}, nil)
 	defer close(hung)
+	a.with(func() { a.mutePongs = true })
 	mustMake(t, c, 1, "x", syscall.S_IFDIR|0o755)
 	b.hooks(nil, nil)
 }
