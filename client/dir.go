@@ -2,6 +2,8 @@ package client
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -74,13 +76,16 @@ func (d *Dir) ReadAt(ctx context.Context, offset uint64) ([]DirEntry, error) {
 			return nil, fserr.New(syscall.EINVAL, "the directory offset %d", offset)
 		}
 		entries, err := d.page(ctx, page)
-		if err != nil || len(entries) == 0 {
+		if err != nil {
 			return nil, err
 		}
 		if i < len(entries) {
 			return d.entries(entries, page, i), nil
 		}
 		if page+1 == len(d.pages) {
+			if len(entries) == 0 {
+				return nil, nil
+			}
 			d.pages = append(d.pages, entries[len(entries)-1].Name)
 		}
 		page, i = page+1, 0
@@ -102,6 +107,10 @@ func (d *Dir) page(ctx context.Context, n int) ([]meta.Entry, error) {
 	}
 	if n == d.next {
 		d.next++
+	}
+	if n+1 < len(d.pages) { // read again: what was added at its end is in the next page
+		end, _ := slices.BinarySearchFunc(entries, d.pages[n+1]+"\x00", func(e meta.Entry, after string) int { return strings.Compare(e.Name, after) })
+		entries = entries[:end]
 	}
 	for have := range d.kept {
 		if len(d.kept) < dirKept {

@@ -55,7 +55,7 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse
 		ino, flags := f.ino(in.NodeId), int(in.Flags)
 		h, err := f.low.Open(c, f.cred(&in.InHeader), ino, flags)
 		if err != nil {
-			return stale(err)
+			return f.stale(&in.InHeader, err)
 		}
 		a, err := h.Attr(c)
 		if err != nil {

@@ -32,6 +32,9 @@ type filesystem struct {
 	callers callers
 	files   table[*file]
 	dirs    table[*dir]
+	lost    lost
+
+	unmounted chan struct{} // closed when the kernel asks nothing any more
 
 	warnMu sync.Mutex
 	warned time.Time
@@ -94,15 +97,6 @@ func (f *filesystem) node(ino client.Ino) uint64 {
 
 func (f *filesystem) cred(h *gofuse.InHeader) client.Cred { return f.callers.cred(&h.Caller) }
 
-// stale is the error of a request that names an inode which is not there any more: ESTALE makes the kernel look the path
-// up again, which is what a program wants whose file was replaced between its lookup and its open.
-func stale(err error) error {
-	if err != nil && fserr.Errno(err) == syscall.ENOENT {
-		return fserr.New(syscall.ESTALE, "the inode is gone")
-	}
-	return err
-}
-
 func fillAttr(out *gofuse.Attr, a *client.Attr) {
 	*out = gofuse.Attr{
 		Ino: uint64(a.Ino), Size: a.Size, Blocks: (a.Allocated + 511) / 512,
@@ -147,7 +141,7 @@ func (f *filesystem) attr(c *call, out *gofuse.AttrOut, a *client.Attr) {
 func (f *filesystem) Lookup(cancel <-chan struct{}, h *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
 	return f.serve(opLookup, cancel, func(c *call) error {
 		dir := f.ino(h.NodeId)
-		a, err := f.low.Lookup(c, f.cred(h), dir, name)
+		a, err := f.lookup(c, h, name)
 		if err == nil {
 			f.entry(c, out, dir, &a, a.ParentLeaseUntil)
 			return nil
@@ -170,7 +164,7 @@ func (f *filesystem) GetAttr(cancel <-chan struct{}, in *gofuse.GetAttrIn, out *
 	return f.serve(opGetAttr, cancel, func(c *call) error {
 		a, err := f.low.GetAttr(c, f.ino(in.NodeId))
 		if err != nil {
-			return stale(err)
+			return f.stale(&in.InHeader, err)
 		}
 		f.attr(c, out, &a)
 		return nil

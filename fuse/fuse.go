@@ -89,7 +89,7 @@ func Mount(ctx context.Context, fsys *client.FS, dir string, o Options) (*Server
 		return nil, fmt.Errorf("metrics of the mount: %w", err)
 	}
 	base, stop := context.WithCancel(context.Background())
-	f := &filesystem{RawFileSystem: gofuse.NewDefaultRawFileSystem(), ctx: base, low: fsys.Low(), root: root, log: o.Logger, metrics: m}
+	f := &filesystem{RawFileSystem: gofuse.NewDefaultRawFileSystem(), ctx: base, low: fsys.Low(), root: root, log: o.Logger, metrics: m, unmounted: make(chan struct{})}
 	s := &Server{dir: dir, fs: f, log: o.Logger, stop: stop, done: make(chan struct{}), clean: unregister}
 	var raw *gofuse.Server
 	f.kernel = newKernelCache(func(ino client.Ino) gofuse.Status { return raw.InodeNotify(f.node(ino), -1, 0) })
@@ -136,7 +136,9 @@ func findRoot(ctx context.Context, low *client.Low, cred client.Cred, subdir str
 // serve answers the kernel until the mount is gone.
 func (s *Server) serve(raw *gofuse.Server) {
 	raw.Serve()
+	close(s.fs.unmounted)
 	s.fs.kernel.close()
+	s.fs.lost.held.Wait()
 	ctx, cancel := context.WithTimeout(s.fs.ctx, closeTimeout)
 	s.fs.releaseAll(ctx)
 	cancel()

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ var shared struct {
 	dir  string
 	c    *cluster.Cluster
 	err  error
+	dirs atomic.Int32 // made so far
 }
 
 func TestMain(m *testing.M) {
@@ -65,7 +67,7 @@ func onCluster(t *testing.T) string {
 		t.Fatal(shared.err)
 	}
 	t.Setenv("SHOAL_CLUSTER", shared.c.Address())
-	dir := "shoal:/" + t.Name()
+	dir := fmt.Sprintf("shoal:/%s-%d", t.Name(), shared.dirs.Add(1))
 	must(t, "mkdir", "-p", dir)
 	return dir
 }

@@ -186,7 +186,7 @@ func connect(ctx context.Context, addrs string, timeout time.Duration, opts ...c
 	}
 	fsys, err := client.Dial(dialing, addrs, opts...)
 	if err != nil && ctx.Err() == nil && dialing.Err() != nil {
-		return nil, fmt.Errorf("no cluster answers at %s within %v: is it running (shoal up), and is --cluster right? (%w)", addrs, timeout, err)
+		return nil, fmt.Errorf("no cluster answers at %s within %v: is it running (shoal up), and is the address right (--cluster)?", addrs, timeout)
 	}
 	return fsys, err
 }

@@ -240,7 +240,7 @@ func TestMountWaits(t *testing.T) {
 	if status := <-s.status; status != exitFailed {
 		t.Errorf("status %d\n%s", status, s.log.String())
 	}
-	fails(t, exitFailed, []string{"no cluster answers"}, "mount", freeAddress(t), t.TempDir(), "--timeout", "50ms")
+	fails(t, exitFailed, []string{"no cluster answers"}, "mount", freeAddress(t), t.TempDir(), "--timeout", "50ms", "--log-level", "error")
 }
 
 // copyOut to a reader that goes away ends with an error, not a hang.

@@ -9,10 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 	"golang.org/x/sys/unix"
 )
 
@@ -134,42 +130,3 @@ func rename(from, to string) error {
 	}
 	return nil
 }
-
-// logStore is the raft log, with the small things that raft keeps beside it.
-type logStore struct {
-	*wal.WAL
-	meta *metadb.BoltMetaDB
-	fail func(error)
-}
-
-// StoreLogs implements raft.LogStore. After an error the WAL takes nothing more until it is opened again.
-func (s *logStore) StoreLogs(logs []*raft.Log) error {
-	err := s.WAL.StoreLogs(logs)
-	if err != nil {
-		s.fail(fmt.Errorf("append to the log: %w", err))
-	}
-	return err
-}
-
-// StoreLog implements raft.LogStore.
-func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
-
-func openLog(dir string, segment int, log hclog.Logger, fail func(error)) (_ *logStore, err error) {
-	s := &logStore{meta: &metadb.BoltMetaDB{}, fail: fail}
-	defer func() {
-		if r := recover(); r != nil { // bbolt, which holds the log's table of contents, trusts its pages
-			err = fmt.Errorf("consensus: the log in %s is damaged: %v", dir, r)
-		}
-	}()
-	if err := repairLog(dir, s.meta); err != nil {
-		return nil, errors.Join(fmt.Errorf("consensus: the log in %s cannot be opened: %w", dir, err), s.meta.Close())
-	}
-	s.WAL, err = wal.Open(dir, wal.WithMetaStore(s.meta), wal.WithSegmentSize(segment), wal.WithLogger(log.Named("wal")))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("consensus: the log in %s cannot be opened: %w", dir, err), s.meta.Close())
-	}
-	return s, nil
-}
-
-// Close closes the log after raft stopped using it. The WAL does not close its table of contents by itself.
-func (s *logStore) Close() error { return errors.Join(s.WAL.Close(), s.meta.Close()) }

@@ -114,10 +114,10 @@ func (cs *chunkSet) publish(commits []*pb.ChunkCommit) error {
 }
 
 // publish applies one ChunkCommit. Servers replace those recorded where the length grows; where it does not, those that
-// held it still do.
+// held it still do. A shorter length is one that a commit of another file overtook, and says nothing new.
 func (c *changedChunk) publish(cc *pb.ChunkCommit) error {
-	if cc.Length < c.Length || cc.Length > chunk.MaxLength {
-		return fserr.New(syscall.EINVAL, "chunk %v: a length of %d bytes after %d", c.ID, cc.Length, c.Length)
+	if cc.Length > chunk.MaxLength {
+		return fserr.New(syscall.EINVAL, "chunk %v: a length of %d bytes, at most %d", c.ID, cc.Length, chunk.MaxLength)
 	}
 	servers := make([]chunk.ServerID, 0, len(c.Targets))
 	for _, s := range cc.Servers {
@@ -133,7 +133,7 @@ func (c *changedChunk) publish(cc *pb.ChunkCommit) error {
 			return fserr.New(syscall.EINVAL, "chunk %v: %d servers hold %d bytes, at least %d have to", c.ID, len(servers), cc.Length, c.MinCopies)
 		}
 		c.Length, c.Servers = cc.Length, servers
-	} else if c.Length > 0 {
+	} else if c.Length > 0 && cc.Length == c.Length {
 		for _, s := range servers {
 			if !slices.Contains(c.Servers, s) {
 				c.Servers = append(c.Servers, s)

@@ -1384,11 +1384,12 @@ func (x *Commit) GetKillPrivileges() bool {
 	return false
 }
 
-// ChunkCommit says that `servers` hold the chunk up to `length`. They replace the ones recorded before.
+// ChunkCommit says that `servers` hold the chunk up to `length`. When that is more than was committed, they replace the ones
+// recorded before; when it is as much, they are added; when it is less (a commit of another file came first), they are ignored.
 type ChunkCommit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunk         uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
-	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"` // bytes; never less than committed before
+	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"` // bytes
 	Servers       []uint32               `protobuf:"varint,3,rep,packed,name=servers,proto3" json:"servers,omitempty"`
 	Seal          bool                   `protobuf:"varint,4,opt,name=seal,proto3" json:"seal,omitempty"` // no more will be appended; the session gives the chunk up
 	unknownFields protoimpl.UnknownFields

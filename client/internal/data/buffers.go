@@ -105,13 +105,17 @@ func (b *budget) used() int64 {
 	return b.size - b.free
 }
 
-// buffers hands out write buffers within a budget. It is the mem.BufferPool of frames: a buffer counts until the last
-// reference to it, be it one of a stalled connection, is gone.
+// buffers hands out write buffers within a budget. A buffer counts until Put, or, once it belongs to a frame, until the frame
+// gives it up. References that gRPC holds beyond that do not count: it drops some of a cancelled stream without freeing
+// them, and never has more than a message or two of a stream.
 type buffers struct {
 	budget  budget
 	relieve func(need int64)
-	pools   [bufferClasses]sync.Pool
+	pools   recycler
 }
+
+// recycler keeps buffers for the next one who needs one of that size. It is the mem.BufferPool of frames.
+type recycler [bufferClasses]sync.Pool
 
 func newBuffers(size int64, relieve func(int64)) *buffers {
 	return &buffers{budget: budget{free: size, size: size}, relieve: relieve}
@@ -137,8 +141,8 @@ func (p *buffers) get(ctx context.Context, n int) (*[]byte, error) {
 	return p.make(class), nil
 }
 
-// Get returns a buffer of n bytes without waiting, beyond the budget if need be.
-func (p *buffers) Get(n int) *[]byte {
+// force returns a buffer of n bytes without waiting, beyond the budget if need be.
+func (p *buffers) force(n int) *[]byte {
 	class := classOf(n)
 	p.budget.take(int64(classSize(class)))
 	b := p.make(class)
@@ -146,20 +150,31 @@ func (p *buffers) Get(n int) *[]byte {
 	return b
 }
 
-func (p *buffers) make(class int) *[]byte {
-	if b, ok := p.pools[class].Get().(*[]byte); ok {
-		return b
-	}
-	b := make([]byte, classSize(class))
-	return &b
-}
+func (p *buffers) make(class int) *[]byte { return p.pools.Get(classSize(class)) }
 
 // Put takes a buffer back.
 func (p *buffers) Put(b *[]byte) {
-	*b = (*b)[:cap(*b)]
-	class := (bits.Len(uint(len(*b)/smallestBuffer)) - 1) / 2
-	p.pools[class].Put(b)
-	p.budget.release(int64(len(*b)))
+	size := cap(*b)
+	p.pools.Put(b)
+	p.budget.release(int64(size))
 }
 
-var _ mem.BufferPool = (*buffers)(nil)
+// Get implements mem.BufferPool.
+func (r *recycler) Get(n int) *[]byte {
+	class := classOf(n)
+	b, ok := r[class].Get().(*[]byte)
+	if !ok {
+		s := make([]byte, classSize(class))
+		b = &s
+	}
+	*b = (*b)[:n]
+	return b
+}
+
+// Put implements mem.BufferPool.
+func (r *recycler) Put(b *[]byte) {
+	*b = (*b)[:cap(*b)]
+	r[(bits.Len(uint(len(*b)/smallestBuffer))-1)/2].Put(b)
+}
+
+var _ mem.BufferPool = (*recycler)(nil)

@@ -30,7 +30,7 @@ type fixture struct {
 	inode   atomic.Uint64
 }
 
-const testStall = 1000 * time.Millisecond
+const testStall = 10 * time.Second
 
 func newFixture(t testing.TB, servers, replicas, minimum int, change ...func(*StoreConfig)) *fixture {
 	t.Helper()

@@ -130,7 +130,11 @@ func (m *fakeMeta) commit(c *pb.Commit) (*pb.Result, error) {
 				return nil, fserr.New(syscall.EINVAL, "an extent of chunk %v to %d", chunk.ID(e.Chunk), e.ChunkOffset+e.Length)
 			}
 		}
-		next = append(punch(next, e.Offset, e.Offset+e.Length), e)
+		if k := len(next); k > 0 && next[k-1].Offset+next[k-1].Length > e.Offset {
+			next = punch(next, e.Offset, e.Offset+e.Length)
+			slices.SortFunc(next, func(a, b *pb.Extent) int { return cmp.Compare(a.Offset, b.Offset) })
+		}
+		next = append(next, e)
 		end = max(end, e.Offset+e.Length)
 	}
 	inline := 0

@@ -6,7 +6,6 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
@@ -309,13 +308,14 @@ func (f *File) cut(g *generation) {
 		return
 	}
 	if !b.sorted() {
-		sorted := f.s.buffers.Get(b.fill)
+		sorted := f.s.buffers.force(b.fill)
 		b.sortInto(*sorted)
 		f.s.buffers.Put(b.buf)
 		b.buf = sorted
 	}
 	*b.buf = (*b.buf)[:b.fill]
-	fr := &frame{file: f, gen: g, n: b.fill, sync: g.durable.Load(), buf: mem.NewBuffer(b.buf, f.s.buffers)}
+	fr := &frame{file: f, gen: g, n: b.fill, sync: g.durable.Load()}
+	fr.keep(b.buf)
 	g.over.put(fr, b.segs)
 	g.frames = append(g.frames, fr)
 	g.sent += uint64(fr.n)

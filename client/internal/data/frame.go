@@ -17,6 +17,7 @@ type frame struct {
 
 	// Guarded by writer.mu:
 	buf     mem.Buffer // nil once enough servers hold the bytes
+	size    int64      // of buf, as it counts
 	chunk   *openChunk // nil: waits for a chunk
 	off     uint64     // in the chunk
 	settled bool       // every live target holds it, and at least the minimum
@@ -38,6 +39,12 @@ func (fr *frame) wait() <-chan struct{} {
 	return fr.changed
 }
 
+// keep makes b the frame's bytes in memory.
+func (fr *frame) keep(b *[]byte) {
+	fr.size = int64(cap(*b))
+	fr.buf = mem.NewBuffer(b, &fr.file.s.buffers.pools)
+}
+
 func (fr *frame) notify() {
 	if fr.changed != nil {
 		close(fr.changed)
@@ -50,6 +57,7 @@ func (fr *frame) free() {
 	if fr.buf != nil {
 		fr.buf.Free()
 		fr.buf = nil
+		fr.file.s.buffers.budget.release(fr.size)
 	}
 }
 

@@ -213,7 +213,7 @@ func (c *openChunk) readers(end uint64) []chunk.ServerID {
 func (c *openChunk) advance() {
 	live, received, _ := c.holders()
 	if live < c.minimum {
-		return
+		received = 0
 	}
 	for len(c.queue) > 0 && c.queue[0].end() <= received {
 		fr := c.queue[0]

@@ -54,7 +54,7 @@ func (r *readahead) advance(off, n, size uint64) span {
 	if s.done-s.next > s.window/2 || s.done >= size {
 		return span{}
 	}
-	out := span{s.done, min(s.next+s.window, size)}
+	out := span{s.done, min((s.next+s.window+fetchUnit-1)/fetchUnit*fetchUnit, size)}
 	if out.hi <= out.lo {
 		return span{}
 	}

@@ -141,7 +141,7 @@ func TestNoServersWaitsWithinMemory(t *testing.T) {
 	mustCommit(t, f, true)
 	checkContent(t, f, want)
 	mustClose(t, f)
-	eventually(t, "all memory is given back", func() bool { return x.store.buffers.budget.used() == 0 })
+	x.memoryGivenBack()
 }
 
 func TestNoChunksWaits(t *testing.T) {
@@ -625,4 +625,15 @@ func TestKillPrivileges(t *testing.T) {
 		t.Error(got)
 	}
 	mustClose(t, f)
+}
+
+// memoryGivenBack waits until no write buffer is in use.
+func (x *fixture) memoryGivenBack() {
+	x.t.Helper()
+	defer func() {
+		if x.t.Failed() {
+			x.t.Logf("%d bytes are in use, %d files, %+v", x.store.buffers.budget.used(), len(x.store.list()), x.store.writer.stats())
+		}
+	}()
+	eventually(x.t, "all memory is given back", func() bool { return x.store.buffers.budget.used() == 0 })
 }

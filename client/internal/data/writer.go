@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc/mem"
-
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/fserr"
 	"github.com/shoalfs/shoalfs/internal/rpc"
@@ -313,7 +311,7 @@ func (w *writer) rescue(c *openChunk, frames []*frame) {
 			w.lost(fr, err)
 		default:
 			fr.chunk, fr.off = nil, 0
-			fr.buf = mem.NewBuffer(b, w.s.buffers)
+			fr.keep(b)
 			w.s.metrics.resent.Inc()
 			w.waiting = append(w.waiting, fr)
 			wake(w.needChunks)

@@ -23,6 +23,7 @@ type entry struct {
 	names    map[string]name
 	complete uint64                      // every name not in names was absent at this log index; 0: nothing known
 	blocks   map[uint64]*pb.ExtentsReply // by number of the block of posix.ExtentBlock bytes
+	extents  int                         // weight of blocks
 	weight   int
 	prev     *entry // in the cache's list, least recently used first
 	next     *entry
@@ -110,6 +111,14 @@ func (c *cache) renew(until time.Time) {
 	default:
 		close(c.granted)
 	}
+}
+
+// drop drops everything at once. That is enough when the lease ran out long ago.
+func (c *cache) drop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.notify(c.clear(), func() {})
+	c.until = time.Time{}
 }
 
 // reset drops everything, as must be done before the session connects to a leader, and returns when the observers have
@@ -265,8 +274,7 @@ func (c *cache) learn(a *pb.Attr, sent uint64) *entry {
 		c.grow(e, 1)
 	case a.Version >= e.attr.Version:
 		if a.DataVersion != e.attr.DataVersion {
-			c.grow(e, -len(e.blocks))
-			e.blocks = nil
+			c.dropBlocks(e)
 		}
 		e.attr = a
 	}
@@ -303,17 +311,31 @@ func (c *cache) learnExtents(r *pb.ExtentsReply, sent uint64) {
 		return
 	}
 	block := r.Offset / posix.ExtentBlock
-	if _, have := e.blocks[block]; !have {
-		if len(e.blocks) >= cacheBlocks {
-			c.grow(e, -len(e.blocks))
-			e.blocks = nil
-		}
-		if e.blocks == nil {
-			e.blocks = map[uint64]*pb.ExtentsReply{}
-		}
-		c.grow(e, 1)
+	if len(e.blocks) >= cacheBlocks || e.blocks[block] != nil {
+		c.dropBlocks(e)
+	}
+	c.keepBlock(e, block, r)
+}
+
+// extentsPerWeight is how many extents count as much as an inode or a name.
+const extentsPerWeight = 8
+
+func (c *cache) keepBlock(e *entry, block uint64, r *pb.ExtentsReply) {
+	w := 1 + len(r.Extents)/extentsPerWeight
+	if w > c.limit/2 {
+		return
+	}
+	if e.blocks == nil {
+		e.blocks = map[uint64]*pb.ExtentsReply{}
 	}
 	e.blocks[block] = r
+	e.extents += w
+	c.grow(e, w)
+}
+
+func (c *cache) dropBlocks(e *entry) {
+	c.grow(e, -e.extents)
+	e.blocks, e.extents = nil, 0
 }
 
 // grow changes the weight of an entry and makes room. mu is held.

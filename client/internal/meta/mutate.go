@@ -84,7 +84,6 @@ func (s *sequences) unanswered() uint64 {
 type mutation struct {
 	op     *pb.Op
 	cred   *pb.Cred
-	open   bool // the inode made counts as open when the result is there
 	s      *session
 	seq    uint64
 	tried  int // attempts whose answer was lost
@@ -104,7 +103,7 @@ func (c *Client) mutate(ctx context.Context, cred posix.Cred, op *pb.Op, open bo
 		if err != nil {
 			return nil, err
 		}
-		m := &mutation{op: op, cred: credOf(cred), open: open, s: s}
+		m := &mutation{op: op, cred: credOf(cred), s: s}
 		if m.seq, err = s.seqs.take(ctx); err != nil {
 			return nil, err
 		}

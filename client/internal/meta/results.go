@@ -218,8 +218,7 @@ func (c *cache) fresh(e *entry, r *pb.Result) {
 		}
 	case syscall.S_IFREG:
 		if r.Attr.Size == 0 && e.attr.DataVersion == r.Attr.DataVersion && e.blocks == nil {
-			e.blocks = map[uint64]*pb.ExtentsReply{0: {Attr: r.Attr, Leased: true, Index: r.Index, End: posix.ExtentBlock}}
-			c.grow(e, 1)
+			c.keepBlock(e, 0, &pb.ExtentsReply{Attr: r.Attr, Leased: true, Index: r.Index, End: posix.ExtentBlock})
 		}
 	}
 }

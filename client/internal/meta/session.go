@@ -134,7 +134,7 @@ func (c *Client) lost(s *session) {
 		c.log.Warn("the session ended: the cluster did not hear from this client for too long; uncommitted writes are lost", "session", s.id)
 	}
 	c.cache.unhold()
-	c.cache.reset(c.ctx)
+	c.cache.drop()
 }
 
 func (c *Client) closeSession(ctx context.Context, s *session) error {
