@@ -389,3 +389,41 @@ func TestClientsAgreeWithModel(t *testing.T) {
 		}
 	}
 }
+
+// TestOpenOfReplacedName: a name that always exists can always be opened, whoever replaces its file meanwhile.
+func TestOpenOfReplacedName(t *testing.T) {
+	c := startCluster(t, clusterOptions{})
+	a, b := c.dial(t), c.dial(t)
+	ctx := t.Context()
+	must(t, a.WriteFile(ctx, "/f", []byte("0"), 0o644))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := range 200 {
+			if err := errors.Join(a.WriteFile(ctx, "/tmp", fmt.Append(nil, n), 0o644), a.Rename(ctx, "/tmp", "/f")); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	for n := 0; ; n++ {
+		flag := os.O_RDONLY
+		if n%2 == 1 {
+			flag = os.O_RDWR | os.O_CREATE
+		}
+		f, err := b.OpenFile(ctx, "/f", flag, 0o644)
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			t.Errorf("open number %d: %v", n, err)
+			break
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+	<-done
+}

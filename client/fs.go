@@ -52,8 +52,7 @@ func (f *FS) openFile(ctx context.Context, name string, flag int, perm fs.FileMo
 		if err == nil {
 			return newFile(ctx, f, name, h), nil
 		}
-		errno := fserr.Errno(err)
-		raced := p.exists && errno == syscall.ENOENT || !p.exists && !exclusive && errno == syscall.EEXIST
+		raced := p.exists && vanished(err) || !p.exists && !exclusive && fserr.Errno(err) == syscall.EEXIST
 		if !raced {
 			return nil, err
 		}

@@ -181,7 +181,7 @@ func (l *Low) Create(ctx context.Context, cred Cred, parent Ino, name string, fl
 			return l.fs.merged(attr, l.fs.meta.Until(attr.Inode)), h, nil
 		}
 		h, err := l.Open(ctx, cred, Ino(attr.Inode), flags)
-		if fserr.Errno(err) == syscall.ENOENT && ctx.Err() == nil {
+		if vanished(err) && ctx.Err() == nil {
 			continue // removed in between
 		}
 		if err != nil {
@@ -194,6 +194,12 @@ func (l *Low) Create(ctx context.Context, cred Cred, parent Ino, name string, fl
 		}
 		return a, h, nil
 	}
+}
+
+// vanished tells whether an inode that had a name a moment ago is gone.
+func vanished(err error) bool {
+	errno := fserr.Errno(err)
+	return errno == syscall.ENOENT || errno == syscall.ESTALE
 }
 
 // Open opens a regular file; flags are those of open(2). Permission is checked now and not again.
