@@ -9,8 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -39,7 +39,7 @@ func TestKillNine(t *testing.T) {
 	mib := envInt(t, "SHOAL_BIG_MIB", 192)
 	tree := os.Getenv("SHOAL_TREE")
 	if tree == "" {
-		tree = filepath.Join(runtime.GOROOT(), "src", "net")
+		tree = filepath.Join(strings.TrimSpace(sh(t, ".", "go env GOROOT")), "src", "net")
 	}
 	big := filepath.Join(c.mountDir, "big")
 	halfway, written := make(chan struct{}), make(chan error, 1)
