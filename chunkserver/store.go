@@ -180,7 +180,7 @@ func (s *store) infos() []*pb.DiskInfo {
 		}
 		sl.disk.RefreshSpace()
 		st := sl.disk.Stats()
-		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: st.Path, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks)}
+		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: st.Path, Filesystem: st.Filesystem, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks)}
 		if st.Err != nil {
 			info.Error, info.Free = st.Err.Error(), 0
 		}

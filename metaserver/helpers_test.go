@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -133,6 +134,7 @@ type caller struct {
 
 	session uint64
 	seq     uint64
+	pings   atomic.Uint64 // of the session, over all its streams
 }
 
 func call(t *testing.T, addresses ...string) *caller {
@@ -193,6 +195,7 @@ func (c *caller) open() *caller {
 		c.t.Fatalf("opened %v", res)
 	}
 	c.session, c.seq = res.Session, 0
+	c.pings.Store(0)
 	return c
 }
 
@@ -274,7 +277,7 @@ func (c *caller) connect(interval time.Duration, opened ...uint64) *link {
 	if k.stream, err = c.meta(c.at).Session(ctx); err != nil {
 		c.t.Fatal(err)
 	}
-	if err := k.stream.Send(&pb.SessionPing{Session: c.session, Ping: 1, Opened: opened}); err != nil {
+	if err := k.stream.Send(&pb.SessionPing{Session: c.session, Ping: c.pings.Add(1), Opened: opened}); err != nil {
 		c.t.Fatal(err)
 	}
 	sending := make(chan *pb.SessionPing, 16)
@@ -291,7 +294,7 @@ func (c *caller) connect(interval time.Duration, opened ...uint64) *link {
 	})
 	group.Go(func() { k.receive(ctx, cancel, sending) })
 	if interval > 0 {
-		group.Go(func() { k.pings(ctx, interval, sending) })
+		group.Go(func() { k.pings(ctx, interval, &c.pings, sending) })
 	}
 	c.t.Cleanup(func() { cancel(); group.Wait() })
 	select {
@@ -302,17 +305,17 @@ func (c *caller) connect(interval time.Duration, opened ...uint64) *link {
 	return k
 }
 
-func (k *link) pings(ctx context.Context, interval time.Duration, sending chan<- *pb.SessionPing) {
+func (k *link) pings(ctx context.Context, interval time.Duration, count *atomic.Uint64, sending chan<- *pb.SessionPing) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	for ping := uint64(2); ; ping++ {
+	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
 		select {
-		case sending <- &pb.SessionPing{Ping: ping}:
+		case sending <- &pb.SessionPing{Ping: count.Add(1)}:
 		case <-ctx.Done():
 			return
 		}

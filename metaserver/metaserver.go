@@ -137,7 +137,9 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	err := g.Wait()
-	s.log.Info("metaserver stopped", "error", err)
+	if err == nil {
+		s.log.Info("metaserver stopped")
+	}
 	return err
 }
 

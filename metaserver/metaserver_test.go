@@ -176,6 +176,42 @@ func TestRevocationBetweenSessions(t *testing.T) {
 	}
 }
 
+// A file without a name lives only for the sessions that had it open when its last name went. Another one, whose open was
+// overtaken by the unlink, must look the name up again: nothing would keep the file for it.
+func TestOnlyHoldersOpenAFileWithoutAName(t *testing.T) {
+	s := start(t, Config{}).ready()
+	a, b := call(t, s.Address()).open(), call(t, s.Address()).open()
+	a.connect(time.Second)
+	f := b.must(b.do(create("f"))).Attr.Inode
+	b.connect(time.Second, f)
+	a.must(a.do(unlink("f")))
+	open := func(c *caller) error {
+		_, err := c.meta(c.at).Open(t.Context(), &pb.OpenRequest{Ctx: c.read(), Inode: f, Access: 4})
+		return err
+	}
+	if err := open(a); errnoOf(err) != syscall.ESTALE {
+		t.Errorf("open of a file that is kept for another session: %v", err)
+	}
+	if err := open(b); err != nil {
+		t.Errorf("open of a file that is kept for this session: %v", err)
+	}
+}
+
+// A mutation that was prepared in an earlier leadership has waited for the leases of that one only: another leader, between
+// the two, may have granted more. It is not logged.
+func TestNothingIsLoggedForAnEarlierLeadership(t *testing.T) {
+	s := start(t, Config{}).ready()
+	c := call(t, s.Address()).open()
+	now := s.lead.Load()
+	earlier := &leader{s: now.s, log: now.log, term: now.term - 1, ctx: now.ctx, table: now.table, live: now.live}
+	if _, err := earlier.propose(c.next(mkdir("d"))); rpc.Kind(err) != rpc.NotLeader {
+		t.Errorf("proposed: %v", err)
+	}
+	if c.lookup(1, "d").Attr != nil {
+		t.Error("the mutation was applied")
+	}
+}
+
 // Two clients that change one directory wait for each other's answers, never for a lease to run out.
 func TestTwoClientsInOneDirectory(t *testing.T) {
 	s := start(t, Config{}).ready()

@@ -155,8 +155,8 @@ var (
 	descLeaseWaits  = desc("lease_waits_total", "Mutations that waited for other clients in this leadership.")
 	descLapses      = desc("lease_lapses_total", "Sessions whose leases ran out while connected, in this leadership.")
 	descServers     = desc("chunkservers", "Chunk servers by state.", "state")
-	descCapacity    = desc("capacity_bytes", "Raw space of chunk servers that are not dead.")
-	descFree        = desc("free_bytes", "Free raw space of chunk servers that are not dead.")
+	descCapacity    = desc("capacity_bytes", "Raw space of chunk servers that are not dead, a file system that they share counted once.")
+	descFree        = desc("free_bytes", "Free raw space of chunk servers that are not dead, a file system that they share counted once.")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {

@@ -206,6 +206,11 @@ func setHolders(op *pb.Op, holders []uint64) {
 // propose has the mutation logged and applied. It does not end with the caller's context: a mutation whose outcome is open
 // must not be let go of while this metaserver leads.
 func (l *leader) propose(req *pb.MutateRequest) (*pb.Result, error) {
+	if l.s.node.Term() != l.term {
+		// Won again, perhaps, but as another leadership: who led in between may have granted leases that this mutation did not
+		// wait for.
+		return nil, l.s.notLeader()
+	}
 	res, err := l.s.node.Propose(l.ctx, &pb.Command{
 		Version: namespace.CommandVersion, Time: time.Now().UnixNano(),
 		Session: req.Session, Sequence: req.Sequence, Unanswered: req.Unanswered, Cred: req.Cred, Op: req.Op,

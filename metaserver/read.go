@@ -117,10 +117,14 @@ func (m *metaService) Open(ctx context.Context, req *pb.OpenRequest) (*pb.Extent
 		leased, done = o.Leased, o.Done
 		return nil
 	}, func(rd *reading, r kv.Reader) (err error) {
-		if out, err = namespace.Open(r, rd.cred, req.Inode, req.Access); err == nil {
-			out.Index = rd.index
+		if out, err = namespace.Open(r, rd.cred, req.Inode, req.Access); err != nil {
+			return err
 		}
-		return err
+		if out.Attr.Nlink == 0 && !namespace.Holds(r, rd.session, req.Inode) {
+			return fserr.New(syscall.ESTALE, "inode %d has no name any more and is not kept for session %d", req.Inode, rd.session)
+		}
+		out.Index = rd.index
+		return nil
 	})
 	done(err == nil)
 	if err != nil {

@@ -33,18 +33,10 @@ func (m *metaService) StatFS(context.Context, *pb.StatFSRequest) (*pb.StatFSRepl
 	return l.space(l.live.Servers(), inodes), nil
 }
 
-// space counts the disks of servers that are not dead.
+// space counts the disks of servers that are not dead, and what fits on them under the layout of new data.
 func (l *leader) space(servers []*pb.ServerInfo, inodes uint64) *pb.StatFSReply {
-	out := &pb.StatFSReply{Inodes: inodes}
-	for _, s := range servers {
-		if s.State != pb.ServerState_SERVER_STATE_DEAD {
-			out.Capacity += s.Capacity
-			out.Free += s.Free
-		}
-	}
-	copies := uint64(l.layout().Replicas)
-	out.Total, out.Available = out.Capacity/copies, out.Free/copies
-	return out
+	s := liveness.SpaceOf(servers, l.layout().Replicas)
+	return &pb.StatFSReply{Capacity: s.Capacity, Free: s.Free, Total: s.Total, Available: s.Available, Inodes: inodes}
 }
 
 // Servers implements pb.MetaServer.

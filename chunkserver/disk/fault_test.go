@@ -3,6 +3,7 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -262,4 +263,17 @@ func TestScanSurvivesReadErrors(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	mustRead(t, d, 2, 0, []byte("abc"))
+}
+
+func TestDirectoriesOnOneFileSystemNameIt(t *testing.T) {
+	parent := t.TempDir()
+	a, b := openT(t, filepath.Join(parent, "a"), Options{}), openT(t, filepath.Join(parent, "b"), Options{})
+	name := a.Stats().Filesystem
+	if name == "" || name != b.Stats().Filesystem {
+		t.Fatalf("%q and %q", name, b.Stats().Filesystem)
+	}
+	other, err := OS.Space("/proc")
+	if err != nil || other.Filesystem == "" || other.Filesystem == name {
+		t.Fatalf("%+v, %v", other, err)
+	}
 }

@@ -6,6 +6,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +42,9 @@ type File interface {
 type Space struct {
 	Capacity uint64
 	Free     uint64 // what this process may still write
+	// Filesystem names the file system. It is the same for all that lies on it, whichever process asks, and stays as it is as
+	// long as the file system is mounted. Empty where it cannot be told.
+	Filesystem string
 }
 
 // OS is the FS of the operating system.
@@ -93,8 +98,28 @@ func (osFS) Space(path string) (Space, error) {
 	if _, err := retry(func() (int, error) { return 0, unix.Statfs(path, &st) }); err != nil {
 		return Space{}, &fs.PathError{Op: "statfs", Path: path, Err: err}
 	}
-	return Space{Capacity: st.Blocks * uint64(st.Bsize), Free: st.Bavail * uint64(st.Bsize)}, nil
+	return Space{Capacity: st.Blocks * uint64(st.Bsize), Free: st.Bavail * uint64(st.Bsize), Filesystem: filesystemOf(path)}, nil
 }
+
+// filesystemOf names a file system by the running kernel and the device number that it gave it. Both are the same in every
+// container, and the kernel's id differs between machines that were cloned with everything that is on their disks. What
+// shares a disk under several device numbers (subvolumes of btrfs, datasets of ZFS) counts as several file systems.
+func filesystemOf(path string) string {
+	var st unix.Stat_t
+	if _, err := retry(func() (int, error) { return 0, unix.Stat(path, &st) }); err != nil || kernelID() == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s/%x", kernelID(), st.Dev)
+}
+
+// kernelID names the running kernel until it is booted again; empty where it cannot be told.
+var kernelID = sync.OnceValue(func() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+})
 
 // osFile is a bare descriptor: os.File would only add a lock and the poller, which regular files do not use.
 type osFile struct {

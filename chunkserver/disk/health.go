@@ -16,12 +16,14 @@ type Stats struct {
 	Path     string
 	Capacity uint64 // bytes
 	Free     uint64 // bytes that appends may still take, the reserve taken off
-	Chunks   int
-	Bad      int // chunks known to be damaged
-	Foreign  int // files in the directory that are no chunks
-	Writers  int // chunks being written
-	Open     int // chunk files kept open for reading
-	Err      error
+	// Filesystem names the file system that the directory lies on, see Space.
+	Filesystem string
+	Chunks     int
+	Bad        int // chunks known to be damaged
+	Foreign    int // files in the directory that are no chunks
+	Writers    int // chunks being written
+	Open       int // chunk files kept open for reading
+	Err        error
 }
 
 // Stats returns the present state.
@@ -30,7 +32,7 @@ func (d *Disk) Stats() Stats {
 	defer d.mu.RUnlock()
 	space, free := d.space.get()
 	return Stats{
-		UUID: d.uuid, Path: d.path, Capacity: space.Capacity, Free: free, Chunks: len(d.chunks), Bad: d.bad, Foreign: d.foreign,
+		UUID: d.uuid, Path: d.path, Capacity: space.Capacity, Free: free, Filesystem: space.Filesystem, Chunks: len(d.chunks), Bad: d.bad, Foreign: d.foreign,
 		Writers: len(d.writers), Open: d.cache.len(), Err: d.Err(),
 	}
 }

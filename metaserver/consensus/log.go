@@ -109,12 +109,15 @@ func (s *segments) succeeded(err error) {
 func (s *segments) wait() error {
 	s.mu.Lock()
 	c := s.successor
-	s.successor = nil
 	s.mu.Unlock()
 	if c == nil {
 		return nil
 	}
-	return <-c
+	err := <-c
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.successor = nil
+	return err
 }
 
 // Create implements types.SegmentFiler.

@@ -50,6 +50,11 @@ func newRaftLogger(l *slog.Logger) hclog.Logger {
 	return &raftLogger{log: l, seen: &complaints{last: map[string]time.Time{}}}
 }
 
+// news is what raft warns of although it belongs to every start, and to every change of leaders.
+var news = map[string]bool{
+	"heartbeat timeout reached, starting election": true,
+}
+
 func slogLevel(level hclog.Level) slog.Level {
 	switch level {
 	case hclog.Error:
@@ -64,6 +69,9 @@ func slogLevel(level hclog.Level) slog.Level {
 
 func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
 	to := slogLevel(level)
+	if news[msg] {
+		to = slog.LevelInfo
+	}
 	if !l.log.Enabled(context.Background(), to) {
 		return
 	}
@@ -86,7 +94,7 @@ func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
 			who = fmt.Sprint(a) // the first value is whom it is about, where there is someone
 		}
 	}
-	if to >= slog.LevelWarn && l.seen.again(msg+who) {
+	if to >= slog.LevelInfo && l.seen.again(msg+who) {
 		return
 	}
 	l.log.Log(context.Background(), to, "raft: "+msg, all...)

@@ -250,8 +250,10 @@ func (n *Node) leave() {
 			}
 		}
 		f := n.raft.Shutdown()
-		_ = n.layer.Close() // never fails; raft's goroutines may wait for answers of others
-		_ = f.Error()       // never fails
+		// Before the wait: raft's goroutines may be waiting for answers of others. Not the layer alone: raft would complain of a
+		// listener that fails.
+		_ = n.transport.Close() // never fails
+		_ = f.Error()           // never fails
 	})
 }
 

@@ -18,7 +18,12 @@ import (
 
 func openTestLog(t rapid.TB, dir string) *logStore {
 	t.Helper()
-	l, err := openLog(dir, 4<<10, newRaftLogger(logger()), func(err error) { t.Errorf("the log failed: %v", err) })
+	return openSizedLog(t, dir, 4<<10)
+}
+
+func openSizedLog(t rapid.TB, dir string, segment int) *logStore {
+	t.Helper()
+	l, err := openLog(dir, segment, newRaftLogger(logger()), func(err error) { t.Errorf("the log failed: %v", err) })
 	if err != nil {
 		t.Fatal(err)
 	}

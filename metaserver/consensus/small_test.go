@@ -23,10 +23,6 @@ import (
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
-func raftAddress(m *member) raft.ServerAddress { return raft.ServerAddress(m.address) }
-
-func copyAll(to io.Writer, from io.Reader) (int64, error) { return io.Copy(to, from) }
-
 func TestStreamIsWholeOrAnError(t *testing.T) {
 	content := bytes.Repeat([]byte("database"), 1000)
 	r := encodeStream(io.NopCloser(bytes.NewReader(content)), int64(len(content)), 42)
@@ -289,5 +285,29 @@ func TestKilledProcessLosesNothing(t *testing.T) {
 		}
 		last = all
 		g.stop(1)
+	}
+}
+
+// Only answers to questions that were sent after a round began count for it, and only those of the same term.
+func TestAnOldAnswerConfirmsNothing(t *testing.T) {
+	three := raft.Configuration{Servers: []raft.Server{{ID: "1"}, {ID: "2"}, {ID: "3"}}}
+	a := newAcks()
+	before := a.current()
+	round := a.begin()
+	a.confirmed("2", 7, before) // lay in a socket while this process was paused
+	a.confirmed("3", 6, round)  // of an earlier term
+	if a.majority(three, "1", 7, round) {
+		t.Fatal("old answers were counted")
+	}
+	a.confirmed("2", 7, a.current())
+	if !a.majority(three, "1", 7, round) {
+		t.Fatal("a new answer was not counted")
+	}
+	a.confirmed("2", 7, before) // overtaken
+	if !a.majority(three, "1", 7, round) {
+		t.Fatal("an old answer replaced a newer one")
+	}
+	if next := a.begin(); a.majority(three, "1", 7, next) {
+		t.Fatal("a round was confirmed before it began")
 	}
 }

@@ -97,24 +97,24 @@ func (t *Table) admit(ctx context.Context, in Intent) (*session, error) {
 		if t.unknown == 0 || t.unknown == 1 && s.unknown {
 			return s, nil
 		}
-		left := time.Until(t.unknownUntil)
-		if left <= 0 {
+		if !time.Now().Before(t.unknownUntil) {
 			t.forgetUnknown()
 			continue
 		}
-		if err := t.pause(ctx, t.known, left); err != nil {
+		if err := t.pause(ctx, t.known, t.unknownUntil); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// pause gives the lock up until ch is closed, d has passed (0: for ever), or there is a reason to give up.
-func (t *Table) pause(ctx context.Context, ch <-chan struct{}, d time.Duration) error {
+// pause gives the lock up until ch is closed, a moment has come (zero: it never does), or there is a reason to give up. The
+// moment may have passed already: a caller that looks at the clock before cannot know.
+func (t *Table) pause(ctx context.Context, ch <-chan struct{}, until time.Time) error {
 	t.mu.Unlock()
 	defer t.mu.Lock()
 	var timeout <-chan time.Time
-	if d > 0 {
-		timer := time.NewTimer(d)
+	if !until.IsZero() {
+		timer := time.NewTimer(time.Until(until))
 		defer timer.Stop()
 		timeout = timer.C
 	}
@@ -132,7 +132,7 @@ func (t *Table) pause(ctx context.Context, ch <-chan struct{}, d time.Duration) 
 // awaitOpens waits for Open calls of n under way; new ones wait for the change.
 func (t *Table) awaitOpens(ctx context.Context, n *node) error {
 	for n.opening > 0 {
-		if err := t.pause(ctx, n.waker(), 0); err != nil {
+		if err := t.pause(ctx, n.waker(), time.Time{}); err != nil {
 			return err
 		}
 	}
@@ -273,7 +273,7 @@ func (c *Change) wait(ctx context.Context) error {
 			c.settleHolders()
 			return nil
 		}
-		if err := t.pause(ctx, c.done, time.Until(next)); err != nil {
+		if err := t.pause(ctx, c.done, next); err != nil {
 			c.abandon()
 			return err
 		}
@@ -334,7 +334,7 @@ func (t *Table) Open(ctx context.Context, session, sequence, inode uint64) (*Ope
 			return nil, ErrClosed
 		}
 		if n := t.inodes[inode]; n != nil && n.victims > 0 {
-			if err := t.pause(ctx, n.waker(), 0); err != nil {
+			if err := t.pause(ctx, n.waker(), time.Time{}); err != nil {
 				return nil, err
 			}
 			continue

@@ -104,14 +104,16 @@ type Stats struct {
 type session struct {
 	id         uint64
 	stream     *Stream
-	unknown    bool // may hold leases that an earlier leader granted
+	pinged     uint64 // the newest ping answered
+	unknown    bool   // may hold leases that an earlier leader granted
 	leaseUntil time.Time
 	lifeUntil  time.Time
 	unanswered uint64
 	first      *hold
 	last       *hold
 	count      int
-	queue      []*hold // to be revoked, not sent yet
+	queue      []*hold   // to be revoked, not sent yet
+	queued     time.Time // since when there are any
 	sent       map[uint64]*revocation
 	lastRevoke uint64
 }

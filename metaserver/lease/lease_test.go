@@ -29,14 +29,25 @@ func started(t *testing.T, ids ...uint64) (*Table, map[uint64]*Stream) {
 
 func connect(t *testing.T, tab *Table, id uint64, opened ...uint64) *Stream {
 	t.Helper()
-	st, err := tab.Connect(id, 1, opened)
+	ping := nextPing(tab, id)
+	st, err := tab.Connect(id, ping, opened)
 	if err != nil {
 		t.Fatalf("connect %d: %v", id, err)
 	}
-	if p := take(t, st); p.Pong != 1 {
+	if p := take(t, st); p.Pong != ping {
 		t.Fatalf("the first ping was answered with %+v", p)
 	}
 	return st
+}
+
+// nextPing is what the client of a session counts on to.
+func nextPing(tab *Table, id uint64) uint64 {
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
+	if s := tab.sessions[id]; s != nil {
+		return s.pinged + 1
+	}
+	return 1
 }
 
 func take(t *testing.T, st *Stream) Push {

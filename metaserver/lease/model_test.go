@@ -59,6 +59,7 @@ type simClient struct {
 	revokedAt  map[uint64]uint64
 	floor      map[uint64]uint64 // versions that its own mutations made: an older view is never cached
 	open       map[uint64]int    // open, or being opened
+	pings      uint64            // sent on all streams
 }
 
 // run connects, pings and answers until ctx ends.
@@ -76,7 +77,8 @@ func (c *simClient) connection(ctx context.Context) {
 	c.mu.Lock()
 	c.cache, c.ready = map[uint64]uint64{}, false
 	c.generation++
-	sent := time.Now()
+	c.pings++
+	first, sent := c.pings, time.Now()
 	var opened []uint64
 	for inode, n := range c.open {
 		if n > 0 {
@@ -85,7 +87,7 @@ func (c *simClient) connection(ctx context.Context) {
 	}
 	c.mu.Unlock()
 	c.w.delay()
-	st, err := c.w.tab.Connect(c.id, 1, opened)
+	st, err := c.w.tab.Connect(c.id, first, opened)
 	if err != nil {
 		return
 	}
@@ -94,7 +96,7 @@ func (c *simClient) connection(ctx context.Context) {
 	defer cancel()
 	var group sync.WaitGroup
 	defer group.Wait()
-	sentAt := map[uint64]time.Time{1: sent}
+	sentAt := map[uint64]time.Time{first: sent}
 	down := make(chan Push, 100)
 	up := make(chan func() bool, 1000)
 	group.Go(func() { // the server's sender
@@ -127,12 +129,12 @@ func (c *simClient) connection(ctx context.Context) {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	defer close(up)
-	for ping := uint64(2); ; {
+	for {
 		select {
 		case <-ticker.C:
-			sentAt[ping] = time.Now()
-			n := ping
-			ping++
+			c.pings++
+			n := c.pings
+			sentAt[n] = time.Now()
 			up <- func() bool { return st.Renew(n) == nil }
 		case <-dropping.C:
 			if inode := uint64(c.w.n(6)); c.drop(inode) {

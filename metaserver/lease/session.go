@@ -92,7 +92,8 @@ func (t *Table) Expired() []uint64 {
 }
 
 // Connect attaches a session's stream, in place of the one it had. The client has dropped all that it cached before it
-// sent the ping, and has the given inodes open. The caller has made sure after receiving that ping that this metaserver
+// sent the ping, and has the given inodes open. A session counts its pings over all its streams, so that one that comes
+// late cannot take the place of a newer one, whose leases the client uses. The caller has made sure after receiving that ping that this metaserver
 // still leads, and sends what Take returns.
 func (t *Table) Connect(id, ping uint64, opened []uint64) (*Stream, error) {
 	t.mu.Lock()
@@ -101,8 +102,11 @@ func (t *Table) Connect(id, ping uint64, opened []uint64) (*Stream, error) {
 		return nil, ErrClosed
 	}
 	s := t.sessions[id]
-	if s == nil {
+	switch {
+	case s == nil:
 		return nil, ErrNoSession
+	case ping <= s.pinged: // its handler was overtaken by that of a later stream
+		return nil, ErrReplaced
 	}
 	s.detach(ErrReplaced)
 	isOpen := make(map[uint64]struct{}, len(opened))
@@ -171,21 +175,33 @@ func (st *Stream) Renew(ping uint64) error {
 	if !t.alive(s, now) {
 		return st.err
 	}
-	for _, r := range s.sent {
-		if now.Sub(r.at) > t.cfg.Lease {
-			t.stats.Lapses++
-			s.detach(ErrLapsed) // its leases now run out; the mutations that wait for it go on then
-			return ErrLapsed
-		}
+	if s.unansweredSince(t.cfg.Lease, now) {
+		t.stats.Lapses++
+		s.detach(ErrLapsed) // its leases now run out; the mutations that wait for it go on then
+		return ErrLapsed
 	}
 	s.renew(t, ping)
 	return nil
+}
+
+// unansweredSince tells whether a revocation is unanswered for longer than d, be it that it could not even be sent.
+func (s *session) unansweredSince(d time.Duration, now time.Time) bool {
+	if len(s.queue) > 0 && now.Sub(s.queued) > d {
+		return true
+	}
+	for _, r := range s.sent {
+		if now.Sub(r.at) > d {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *session) renew(t *Table, ping uint64) {
 	now := time.Now()
 	s.leaseUntil = now.Add(t.cfg.Lease + t.cfg.Margin)
 	s.lifeUntil = now.Add(t.cfg.Session)
+	s.pinged = max(s.pinged, ping)
 	s.stream.pong = ping
 	s.stream.notify()
 }
@@ -295,6 +311,9 @@ func (t *Table) revoke(h *hold) {
 	}
 	h.revoking = true
 	t.stats.Revocations++
+	if len(h.s.queue) == 0 {
+		h.s.queued = time.Now()
+	}
 	h.s.queue = append(h.s.queue, h)
 	if h.s.stream != nil {
 		h.s.stream.notify()

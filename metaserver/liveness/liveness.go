@@ -139,17 +139,17 @@ func (t *Tracker) Heartbeat(id chunk.ServerID, disks []*pb.DiskInfo, read, writt
 
 func (s *server) take(disks []*pb.DiskInfo) {
 	s.disks = disks[:min(len(disks), maxDisks)]
-	s.capacity, s.free, s.chunks, s.diskErrors = 0, 0, 0, 0
+	s.chunks, s.diskErrors = 0, 0
 	for _, d := range s.disks {
-		d.Error, d.Path = clip(d.Error), clip(d.Path)
+		d.Error, d.Path, d.Filesystem = clip(d.Error), clip(d.Path), clip(d.Filesystem)
+		d.Free = min(d.Free, d.Capacity)
 		s.chunks += d.Chunks
 		if d.Error != "" {
 			s.diskErrors++
-			continue
 		}
-		s.capacity += d.Capacity
-		s.free += min(d.Free, d.Capacity)
 	}
+	space := SpaceOf([]*pb.ServerInfo{{Disks: s.disks}}, 1)
+	s.capacity, s.free = space.Capacity, space.Free
 }
 
 func clip(s string) string { return s[:min(len(s), maxText)] }
@@ -320,7 +320,7 @@ func (t *Tracker) Servers() []*pb.ServerInfo {
 func (t *Tracker) info(s *server, now time.Time) *pb.ServerInfo {
 	disks := make([]*pb.DiskInfo, len(s.disks))
 	for i, d := range s.disks {
-		disks[i] = &pb.DiskInfo{Uuid: d.Uuid, Path: d.Path, Capacity: d.Capacity, Free: d.Free, Chunks: d.Chunks, Error: d.Error}
+		disks[i] = &pb.DiskInfo{Uuid: d.Uuid, Path: d.Path, Capacity: d.Capacity, Free: d.Free, Chunks: d.Chunks, Error: d.Error, Filesystem: d.Filesystem}
 	}
 	return &pb.ServerInfo{
 		Id: uint32(s.ID), Address: s.Address, Uuid: s.UUID, Domain: maps.Clone(s.Domain),

@@ -421,3 +421,21 @@ func TestSmallPiecesJoin(t *testing.T) {
 		t.Errorf("joined into %d pieces", len(got))
 	}
 }
+
+// What is left of a list must not be copied for each piece that cuts into it: a commit of many writes that are not aligned
+// to what was written before would hold up all others for seconds.
+func TestMergeCopiesNothingTwice(t *testing.T) {
+	var under, over []piece
+	for i := range uint64(20000) {
+		under = append(under, piece{off: i * 8192, len: 8192, chunk: 1, coff: i * 8192})
+		over = append(over, piece{off: i*8192 + 1000, len: 4096, chunk: 2, coff: i * 5000})
+	}
+	for range 2 {
+		if n := testing.AllocsPerRun(1, func() { merge(under, over) }); n > 100 {
+			t.Errorf("%.0f allocations for %d pieces", n, len(over))
+		}
+		for i := range over { // now each reaches into the next one below
+			over[i].off += 6000
+		}
+	}
+}

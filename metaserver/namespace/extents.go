@@ -63,35 +63,34 @@ func appendPiece(list []piece, p piece) []piece {
 // merge lays a list of pieces over another. Both are sorted and without overlap, as is the result.
 func merge(under, over []piece) []piece {
 	out := make([]piece, 0, len(under)+len(over)+1)
-	for i := range over {
-		o := &over[i]
-		for len(under) > 0 && under[0].off < o.off {
-			u := under[0]
-			if u.end() <= o.off {
-				out = appendPiece(out, u)
-				under = under[1:]
-				continue
-			}
-			out = appendPiece(out, u.cut(u.off, o.off))
-			if u.end() <= o.end() {
-				under = under[1:]
-				break
-			}
-			// u reaches beyond o on both sides: what is left of it must not change the caller's list.
-			under = append([]piece{u.cut(o.end(), u.end())}, under[1:]...)
-			break
-		}
-		for len(under) > 0 && under[0].end() <= o.end() {
-			under = under[1:]
-		}
-		out = appendPiece(out, *o)
-		if len(under) > 0 && under[0].off < o.end() {
-			u := under[0].cut(o.end(), under[0].end())
-			under = append([]piece{u}, under[1:]...)
+	var u piece // the first of those under that are left, perhaps cut: the caller's list is not changed
+	left := true
+	next := func() {
+		if left = len(under) > 0; left {
+			u, under = under[0], under[1:]
 		}
 	}
-	for i := range under {
-		out = appendPiece(out, under[i])
+	next()
+	for i := range over {
+		o := &over[i]
+		for left && u.end() <= o.off {
+			out = appendPiece(out, u)
+			next()
+		}
+		if left && u.off < o.off {
+			out = appendPiece(out, u.cut(u.off, o.off))
+		}
+		for left && u.end() <= o.end() {
+			next()
+		}
+		if left && u.off < o.end() {
+			u = u.cut(o.end(), u.end())
+		}
+		out = appendPiece(out, *o)
+	}
+	for left {
+		out = appendPiece(out, u)
+		next()
 	}
 	return out
 }

@@ -349,6 +349,11 @@ func Session(r kv.Reader, id uint64) (*SessionRecord, bool) {
 // Held lists the unlinked inodes that stay because a session has them open.
 func Held(r kv.Reader, session uint64) []uint64 { return numbersUnder(r, bHeld, session) }
 
+// Holds tells whether an unlinked inode stays because that session has it open.
+func Holds(r kv.Reader, session, inode uint64) bool {
+	return r.Get(bOrphan, key16(inode, session)) != nil
+}
+
 // Chunk reads a chunk's record.
 func Chunk(r kv.Reader, id chunk.ID) (*ChunkRecord, bool) {
 	c, err := getChunk(r, id)

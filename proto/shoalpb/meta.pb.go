@@ -2046,7 +2046,8 @@ func (x *FinishDeletions) GetChunks() []uint64 {
 }
 
 // SessionPing: the first one names the session and all inodes that the client has open. The client must have dropped
-// everything that it cached under leases before it sends that one. A ping a second renews the leases.
+// everything that it cached under leases before it sends that one. A ping a second renews the leases. Pings are numbered from
+// 1 over all streams of the session: a stream whose first one is older than another that was answered is refused.
 type SessionPing struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"fixed64,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -3273,10 +3274,10 @@ func (*StatFSRequest) Descriptor() ([]byte, []int) {
 
 type StatFSReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Capacity      uint64                 `protobuf:"varint,1,opt,name=capacity,proto3" json:"capacity,omitempty"` // bytes of raw space
+	Capacity      uint64                 `protobuf:"varint,1,opt,name=capacity,proto3" json:"capacity,omitempty"` // bytes of raw space; a file system that several servers share counts once
 	Free          uint64                 `protobuf:"varint,2,opt,name=free,proto3" json:"free,omitempty"`
-	Available     uint64                 `protobuf:"varint,3,opt,name=available,proto3" json:"available,omitempty"` // bytes of file data that still fit under the root's policy
-	Total         uint64                 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`         // bytes of file data that fit in all
+	Available     uint64                 `protobuf:"varint,3,opt,name=available,proto3" json:"available,omitempty"` // bytes of file data that still fit under the root's policy, with all the copies that it asks for
+	Total         uint64                 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`         // bytes of file data that fit in all, likewise
 	Inodes        uint64                 `protobuf:"varint,5,opt,name=inodes,proto3" json:"inodes,omitempty"`       // in use
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -575,8 +575,8 @@ type ServerInfo struct {
 	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // host:port
 	State         ServerState            `protobuf:"varint,3,opt,name=state,proto3,enum=shoal.v1.ServerState" json:"state,omitempty"`
 	Domain        map[string]string      `protobuf:"bytes,4,rep,name=domain,proto3" json:"domain,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // zone, rack, host: where the server stands
-	Capacity      uint64                 `protobuf:"varint,5,opt,name=capacity,proto3" json:"capacity,omitempty"`                                                                      // bytes, of all its disks
-	Free          uint64                 `protobuf:"varint,6,opt,name=free,proto3" json:"free,omitempty"`                                                                              // bytes that may still be written, the reserve taken off
+	Capacity      uint64                 `protobuf:"varint,5,opt,name=capacity,proto3" json:"capacity,omitempty"`                                                                      // bytes, of all its disks; a file system that several of them share counts once
+	Free          uint64                 `protobuf:"varint,6,opt,name=free,proto3" json:"free,omitempty"`                                                                              // bytes that may still be written, the reserve taken off; likewise
 	Chunks        uint64                 `protobuf:"varint,7,opt,name=chunks,proto3" json:"chunks,omitempty"`
 	LastSeenMs    uint64                 `protobuf:"varint,8,opt,name=last_seen_ms,json=lastSeenMs,proto3" json:"last_seen_ms,omitempty"` // milliseconds since its last heartbeat
 	Disks         []*DiskInfo            `protobuf:"bytes,9,rep,name=disks,proto3" json:"disks,omitempty"`
@@ -711,13 +711,16 @@ func (x *ServerInfo) GetProblem() string {
 
 // DiskInfo is one data directory of a chunk server.
 type DiskInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
-	Capacity      uint64                 `protobuf:"varint,3,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	Free          uint64                 `protobuf:"varint,4,opt,name=free,proto3" json:"free,omitempty"`
-	Chunks        uint64                 `protobuf:"varint,5,opt,name=chunks,proto3" json:"chunks,omitempty"`
-	Error         string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"` // what made it unusable, empty while it works
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Uuid     string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Path     string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Capacity uint64                 `protobuf:"varint,3,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	Free     uint64                 `protobuf:"varint,4,opt,name=free,proto3" json:"free,omitempty"`
+	Chunks   uint64                 `protobuf:"varint,5,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Error    string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"` // what made it unusable, empty while it works
+	// Names the file system that the directory lies on: the same for all directories on it, of whatever server, as long as it
+	// stays mounted, and another for every other file system. Only to be compared. Empty while it is not known.
+	Filesystem    string `protobuf:"bytes,7,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -790,6 +793,13 @@ func (x *DiskInfo) GetChunks() uint64 {
 func (x *DiskInfo) GetError() string {
 	if x != nil {
 		return x.Error
+	}
+	return ""
+}
+
+func (x *DiskInfo) GetFilesystem() string {
+	if x != nil {
+		return x.Filesystem
 	}
 	return ""
 }
@@ -918,14 +928,17 @@ const file_shoalpb_types_proto_rawDesc = "" +
 	"\aproblem\x18\r \x01(\tR\aproblem\x1a9\n" +
 	"\vDomainEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb0\x01\n" +
 	"\bDiskInfo\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1a\n" +
 	"\bcapacity\x18\x03 \x01(\x04R\bcapacity\x12\x12\n" +
 	"\x04free\x18\x04 \x01(\x04R\x04free\x12\x16\n" +
 	"\x06chunks\x18\x05 \x01(\x04R\x06chunks\x12\x14\n" +
-	"\x05error\x18\x06 \x01(\tR\x05error\"\x8d\x02\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\x12\x1e\n" +
+	"\n" +
+	"filesystem\x18\a \x01(\tR\n" +
+	"filesystem\"\x8d\x02\n" +
 	"\vErrorDetail\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.shoal.v1.ErrorDetail.KindR\x04kind\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\tR\x06leader\x12\x14\n" +

@@ -5,6 +5,7 @@ import (
 	"context"
 	"math/bits"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/mem"
 
@@ -49,7 +50,11 @@ func (b *budget) take(n int64) {
 	b.free -= n
 }
 
-// acquire waits for n bytes. wait is called once it is clear that there are none yet.
+// relieveEvery is how often one who waits for memory looks for some that others do not need.
+const relieveEvery = 100 * time.Millisecond
+
+// acquire waits for n bytes. wait is called while there are none, again and again: who was given some just before may hold
+// it without need by now.
 func (b *budget) acquire(ctx context.Context, n int64, wait func(n int64)) error {
 	b.mu.Lock()
 	if b.free >= n && b.waiting.Len() == 0 {
@@ -60,13 +65,19 @@ func (b *budget) acquire(ctx context.Context, n int64, wait func(n int64)) error
 	w := &waiter{n: n, ready: make(chan struct{})}
 	e := b.waiting.PushBack(w)
 	b.mu.Unlock()
-	if wait != nil {
-		wait(n)
-	}
-	select {
-	case <-w.ready:
-		return nil
-	case <-ctx.Done():
+	again := time.NewTicker(relieveEvery)
+	defer again.Stop()
+	for done := false; !done; {
+		if wait != nil {
+			wait(n)
+		}
+		select {
+		case <-w.ready:
+			return nil
+		case <-again.C:
+		case <-ctx.Done():
+			done = true
+		}
 	}
 	b.mu.Lock()
 	select {

@@ -28,7 +28,7 @@ func (f *File) Commit(ctx context.Context, durable bool) error {
 		f.mu.Unlock()
 		return err
 	}
-	g := f.freeze(durable)
+	g, losses := f.freeze(durable), f.losses
 	if durable {
 		for _, g := range f.gens {
 			if g.frozen {
@@ -47,6 +47,9 @@ func (f *File) Commit(ctx context.Context, durable bool) error {
 		}
 		f.mu.Lock()
 		err := f.takeError()
+		if err == nil && f.losses != losses {
+			err = f.loss // another operation has said it, which does not make this one's data safe
+		}
 		f.mu.Unlock()
 		if err != nil {
 			return err
@@ -128,9 +131,7 @@ func (f *File) conclude(g *generation, attr *pb.Attr, err error) {
 				err = errSessionLost
 			}
 			f.s.log.Error("written data could not be published", "inode", f.inode, "error", err)
-			if f.err == nil {
-				f.err = err
-			}
+			f.lose(err)
 		}
 	}
 	if later := f.later; later != nil {

@@ -161,12 +161,15 @@ func (s *Store) Close() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
 	defer cancel()
-	var errs []error
-	for _, f := range s.list() {
+	files := s.list()
+	errs := make([]error, len(files))
+	var commits sync.WaitGroup
+	for i, f := range files { // all at once: one that has to wait must not take the time of the others
 		if f.Dirty() {
-			errs = append(errs, f.Commit(ctx, false))
+			commits.Go(func() { errs[i] = f.Commit(ctx, false) })
 		}
 	}
+	commits.Wait()
 	s.writer.shutdown(ctx)
 	s.cancel()
 	s.tasks.wait()

@@ -56,6 +56,17 @@ func (s *fakeServer) heal() {
 	})
 }
 
+// purge forgets the chunks that nobody writes, for tests that have no use for them any more.
+func (s *fakeServer) purge() {
+	s.set(func(s *fakeServer) {
+		for id := range s.chunks {
+			if !s.writing[id] {
+				delete(s.chunks, id)
+			}
+		}
+	})
+}
+
 func startFakeServer(t testing.TB, id chunk.ServerID) *fakeServer {
 	t.Helper()
 	s := &fakeServer{id: id, failAfter: -1, chunks: map[chunk.ID][]byte{}, writing: map[chunk.ID]bool{}}

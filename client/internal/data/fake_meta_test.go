@@ -131,10 +131,11 @@ func (m *fakeMeta) commit(c *pb.Commit) (*pb.Result, error) {
 			}
 		}
 		if k := len(next); k > 0 && next[k-1].Offset+next[k-1].Length > e.Offset {
-			next = punch(next, e.Offset, e.Offset+e.Length)
+			next = append(punch(next, e.Offset, e.Offset+e.Length), e)
 			slices.SortFunc(next, func(a, b *pb.Extent) int { return cmp.Compare(a.Offset, b.Offset) })
+		} else {
+			next = append(next, e)
 		}
-		next = append(next, e)
 		end = max(end, e.Offset+e.Length)
 	}
 	inline := 0
@@ -144,7 +145,6 @@ func (m *fakeMeta) commit(c *pb.Commit) (*pb.Result, error) {
 	if inline > posix.MaxInline {
 		return nil, fserr.New(syscall.E2BIG, "%d bytes inline", inline)
 	}
-	slices.SortFunc(next, func(a, b *pb.Extent) int { return cmp.Compare(a.Offset, b.Offset) })
 	m.version++
 	f.extents = next
 	f.attr = proto.CloneOf(f.attr)

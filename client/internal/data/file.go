@@ -41,6 +41,8 @@ type File struct {
 	later      *pb.Attr      // newer still, not to be used before the commit of an append under way is answered
 	gens       []*generation // oldest first; only the last may not be frozen
 	err        error         // for the next operation
+	losses     int           // how often written data was lost
+	loss       error         // why it was last
 	committing bool          // a goroutine commits what is frozen
 	current    *generation   // what it is at
 	unsent     []*frame      // cut, not shipped yet
@@ -258,6 +260,17 @@ func (f *File) buffer(p []byte, off uint64, app bool) (int, need, error) {
 		f.ship()
 		return 0, need{buffer: min(size, largestBuffer), gen: g}, nil
 	}
+	if room := cap(*b.buf) - b.fill; app && room < len(p) && len(p) <= largestBuffer {
+		// It must not end up in two generations, between whose commits others could append.
+		if b.fill+len(p) <= largestBuffer {
+			f.mu.Unlock()
+			return 0, need{buffer: b.fill + len(p), gen: g}, nil
+		}
+		f.cut(g)
+		f.mu.Unlock()
+		f.ship()
+		return 0, need{}, nil
+	}
 	if app {
 		off = g.end
 	}
@@ -287,7 +300,9 @@ func (f *File) open(app bool) (*generation, <-chan struct{}) {
 	if k := len(f.gens); k > 0 {
 		g := f.gens[k-1]
 		if !g.frozen && (g.append == app || g.empty()) {
-			g.append = app
+			if g.empty() { // nothing of it belongs to a session yet
+				g.append, g.session = app, f.s.meta.SessionGen()
+			}
 			return g, nil
 		}
 		f.freeze(false)
@@ -410,6 +425,13 @@ func (f *File) fail(err error) {
 		}
 	}
 	f.gens = nil
+	f.lose(err)
+}
+
+// lose records that written data was lost, for the next operation to say and for all commits under way.
+func (f *File) lose(err error) {
+	f.losses++
+	f.loss = err
 	if f.err == nil {
 		f.err = err
 	}
@@ -466,6 +488,7 @@ func (f *File) Close(ctx context.Context) error {
 	last := f.refs == 0
 	f.s.mu.Unlock()
 	if last {
+		f.flush() // a write that failed may have left an empty buffer
 		f.s.writer.release(f)
 		f.s.drop(f)
 	}

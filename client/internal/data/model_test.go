@@ -56,6 +56,9 @@ func TestFileAgainstModel(t *testing.T) {
 			m.check(t)
 			m.must(t, m.f.Close(m.ctx(t)))
 			m.heal()
+			for _, s := range x.servers {
+				s.purge()
+			}
 		})
 	}
 }
@@ -182,7 +185,7 @@ func (m *model) fault(t *rapid.T) {
 		}
 		return true
 	})
-	s := rapid.SampledFrom(m.x.servers).Draw(t, "server")
+	s := m.x.servers[rapid.IntRange(0, len(m.x.servers)-1).Draw(t, "server")]
 	m.faulty = s
 	switch rapid.IntRange(0, 11).Draw(t, "fault") {
 	case 0:

@@ -242,7 +242,7 @@ func (c *openChunk) retire() {
 			return
 		}
 	}
-	delete(c.w.chunks, c)
+	c.leave()
 	c.notify()
 }
 
@@ -329,9 +329,39 @@ func (c *openChunk) diskFull() bool {
 }
 
 // syncLost tells whether bytes below end, which were published without being durable, will never be on the disks of enough
-// targets. Where some but too few live, what these have on disk counts: the chunk is as if the others had failed later, and
-// it is for repair to copy it.
+// targets. Where too few live, what any has on disk counts: the chunk is as if the others had failed later, and it is for
+// repair to copy it.
 func (c *openChunk) syncLost(end uint64) (lost, degraded bool) {
 	live, _, durable := c.holders()
-	return live == 0, live > 0 && live < c.minimum && durable >= end
+	copies := 0
+	for _, t := range c.targets {
+		if t.durable >= end {
+			copies++
+		}
+	}
+	return live == 0 && copies == 0, live < c.minimum && durable >= end && copies > 0
+}
+
+// leave takes the chunk out of the writer's list. What no disk is known to hold of it is remembered for those who sync it
+// later.
+func (c *openChunk) leave() {
+	delete(c.w.chunks, c)
+	lost := 0
+	for inode, end := range c.unsynced {
+		if gone, _ := c.syncLost(end); gone {
+			c.w.cannotSync(inode, c)
+			lost++
+		}
+	}
+	if lost > 0 {
+		c.w.log.Error("all servers of a chunk failed before published data was on their disks", "chunk", c.id, "files", lost)
+	}
+}
+
+// published notes that bytes of an inode below end were published without being durable.
+func (c *openChunk) published(inode, end uint64) {
+	c.unsynced[inode] = max(c.unsynced[inode], end)
+	if _, ok := c.w.chunks[c]; !ok { // the session was lost meanwhile
+		c.leave()
+	}
 }

@@ -18,6 +18,9 @@ func cover(missing []span, n int, at func(int) span, hit func(i int, part span))
 			if s.lo >= m.hi {
 				break
 			}
+			if s.hi <= m.lo {
+				continue // they are not in order: what a damaged answer says is of no use, but does no harm
+			}
 			if s.lo > m.lo {
 				rest = append(rest, span{m.lo, s.lo})
 				m.lo = s.lo

@@ -237,9 +237,8 @@ func TestSequentialReadsAhead(t *testing.T) {
 			eventually(t, "data is read ahead", func() bool { return x.store.reader.cache.used() > 2<<20 })
 		}
 	}
-	reads, n := x.fetched()
-	if n > len(want)+4*cacheBlock || reads > 24 {
-		t.Errorf("%d bytes were fetched in %d reads", n, reads)
+	if _, n := x.fetched(); n > len(want)+4*cacheBlock {
+		t.Errorf("%d bytes were fetched", n)
 	}
 	mustClose(t, f)
 }
@@ -285,10 +284,26 @@ func TestDamagedExtents(t *testing.T) {
 	for name, r := range map[string]*pb.ExtentsReply{
 		"beyond the chunk":  {Extents: []*pb.Extent{ext}, Chunks: []*pb.ChunkInfo{{Id: 7, Length: 149, Servers: []uint32{1}}}},
 		"without its place": {Extents: []*pb.Extent{ext}},
+		"far beyond":        {Extents: []*pb.Extent{{Length: 100, Chunk: 7, ChunkOffset: 1<<64 - 50}}, Chunks: []*pb.ChunkInfo{{Id: 7, Length: 149, Servers: []uint32{1}}}},
 		"inline":            {Extents: []*pb.Extent{{Length: 10, Data: []byte("short")}}},
 	} {
 		if _, err := resolve(r, span{0, 100}, make([]byte, 100), 0, nil); !errors.Is(err, syscall.EIO) || strings.TrimSpace(err.Error()) == "" {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestDisorderedExtents: an answer that cannot be right does no harm.
+func TestDisorderedExtents(t *testing.T) {
+	for range 2000 {
+		r := &pb.ExtentsReply{Chunks: []*pb.ChunkInfo{{Id: 7, Length: 1 << 20, Servers: []uint32{1}}}}
+		for range rand.IntN(6) {
+			e := &pb.Extent{Offset: rand.Uint64N(300), Length: rand.Uint64N(200), Chunk: 7}
+			if rand.IntN(10) == 0 {
+				e.Offset, e.Length = rand.Uint64(), rand.Uint64()
+			}
+			r.Extents = append(r.Extents, e)
+		}
+		_, _ = resolve(r, span{50, 250}, make([]byte, 200), 50, nil)
 	}
 }

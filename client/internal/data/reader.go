@@ -46,6 +46,9 @@ func (r *reader) close() { r.cache.clear() }
 
 // read brings a piece: into its dst, or, without one, only into the cache.
 func (r *reader) read(ctx context.Context, p piece) error {
+	if p.lost != nil {
+		return p.lost
+	}
 	if p.chunk == 0 || len(p.servers) == 0 {
 		return errUnreachable
 	}
@@ -131,7 +134,7 @@ func (r *reader) fetchSpans(ctx context.Context, p piece, spans []span) error {
 // fetchSpan fetches a range of the piece's chunk, copies what the piece wants of it, and caches it.
 func (r *reader) fetchSpan(ctx context.Context, p piece, s span) error {
 	f := r.cache.begin(p.chunk, s.lo, s.hi)
-	payload, err := r.fetch(ctx, location{chunk: p.chunk, off: s.lo, n: s.len(), length: p.length, servers: p.servers})
+	payload, err := r.fetch(ctx, location{chunk: p.chunk, off: s.lo, n: s.len(), length: p.length, servers: p.servers, tries: p.tries})
 	if err == nil && p.dst != nil {
 		lo, hi := max(s.lo, p.off), min(s.hi, p.off+uint64(p.n))
 		copyRange(p.dst[lo-p.off:hi-p.off], payload, int(lo-s.lo))
@@ -150,17 +153,19 @@ type outcome struct {
 // fetch reads a range from the best replica, and from the next one beside it should it be slow, or after it should it fail.
 // The caller frees the payload, which matches its checksums. The error is errAllBad, errUnreachable or that of ctx.
 func (r *reader) fetch(ctx context.Context, loc location) (mem.BufferSlice, error) {
-	order := r.order(loc)
+	order := r.order(ctx, loc)
 	if len(order) == 0 {
 		return nil, errUnreachable
 	}
-	try, cancel := context.WithTimeout(ctx, readPatience*r.s.cfg.ReadTimeout)
+	// Each time around the replicas get more time: it may be this machine that is slow.
+	timeout := r.s.cfg.ReadTimeout << min(loc.tries, 4)
+	try, cancel := context.WithCancel(ctx)
 	results := make(chan outcome, len(order))
 	asked, answered, bad := 0, 0, 0
 	ask := func() {
 		server := order[asked]
 		asked++
-		if !r.s.tasks.run(func() { results <- r.ask(try, server, loc) }) {
+		if !r.s.tasks.run(func() { results <- r.ask(try, server, loc, readPatience*timeout) }) {
 			results <- outcome{server: server.id, err: context.Canceled}
 		}
 	}
@@ -176,7 +181,7 @@ func (r *reader) fetch(ctx context.Context, loc location) (mem.BufferSlice, erro
 		}
 	}()
 	ask()
-	soft := time.NewTimer(r.s.cfg.ReadTimeout)
+	soft := time.NewTimer(timeout)
 	defer soft.Stop()
 	var errs []error
 	for {
@@ -197,7 +202,7 @@ func (r *reader) fetch(ctx context.Context, loc location) (mem.BufferSlice, erro
 			if asked < len(order) {
 				r.s.metrics.retries.Inc()
 				ask()
-				soft.Reset(r.s.cfg.ReadTimeout)
+				soft.Reset(timeout)
 				continue
 			}
 			if answered < asked {
@@ -213,7 +218,7 @@ func (r *reader) fetch(ctx context.Context, loc location) (mem.BufferSlice, erro
 				r.s.health.slow(order[asked-1].id)
 				r.s.metrics.hedged.Inc()
 				ask()
-				soft.Reset(r.s.cfg.ReadTimeout)
+				soft.Reset(timeout)
 			}
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -250,7 +255,9 @@ func definite(err error) bool {
 	return false
 }
 
-func (r *reader) ask(ctx context.Context, server candidate, loc location) outcome {
+func (r *reader) ask(ctx context.Context, server candidate, loc location, timeout time.Duration) outcome {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	server.outstanding.Add(1)
 	defer server.outstanding.Add(-1)
 	o := outcome{server: server.id}
@@ -276,10 +283,10 @@ type candidate struct {
 
 // order returns the servers of a location, the best first: healthy ones, then by how much they have to do, coarsely, so
 // that chunks spread over servers by their id.
-func (r *reader) order(loc location) []candidate {
+func (r *reader) order(ctx context.Context, loc location) []candidate {
 	out := make([]candidate, 0, len(loc.servers))
 	for i, id := range loc.servers {
-		address, state, err := r.s.meta.Server(r.s.ctx, id)
+		address, state, err := r.s.meta.Server(ctx, id)
 		if err != nil || address == "" {
 			continue
 		}

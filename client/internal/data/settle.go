@@ -162,9 +162,11 @@ func (w *writer) conclude(g *generation, parts []*part, durable bool, err error)
 		fr.pinned = false
 		if err == nil {
 			if !durable && fr.chunk != nil {
-				fr.chunk.unsynced[fr.file.inode] = max(fr.chunk.unsynced[fr.file.inode], fr.end())
+				fr.chunk.published(fr.file.inode, fr.end())
 			}
 			w.forgetFrame(fr)
+		} else if fr.chunk != nil && fr.chunk.lost {
+			fr.chunk.lose() // no extent may name it, so that it is of no part
 		}
 	}
 	refused := refusal(err) == syscall.EINVAL
@@ -183,38 +185,56 @@ func (w *writer) conclude(g *generation, parts []*part, durable bool, err error)
 
 // syncInode returns once everything of an inode that was committed earlier without being durable is.
 func (w *writer) syncInode(ctx context.Context, inode uint64) error {
-	for {
-		w.mu.Lock()
-		var wait <-chan struct{}
-		var err error
-		for c := range w.chunks {
-			end, ok := c.unsynced[inode]
-			if !ok {
-				continue
-			}
-			lost, degraded := c.syncLost(end)
-			switch {
-			case degraded:
-				w.log.Warn("synced to fewer disks than wanted: servers failed between close and fsync", "inode", inode, "chunk", c.id, "live", c.live(), "minimum", c.minimum)
-				delete(c.unsynced, inode)
-			case c.durableTo(end):
-				delete(c.unsynced, inode)
-			case lost:
-				err = fserr.New(syscall.EIO, "sync inode %d: all servers of chunk %v failed before it was on disk", inode, c.id)
-				delete(c.unsynced, inode)
-			default:
-				c.sync(end)
-				wait = c.wait()
-			}
-		}
-		w.mu.Unlock()
-		if err != nil || wait == nil {
-			return err
-		}
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return ctx.Err()
+	w.mu.Lock()
+	err := w.unsyncable[inode]
+	delete(w.unsyncable, inode)
+	ends := map[*openChunk]uint64{} // held on to: a chunk that all servers lost is forgotten at once
+	for c := range w.chunks {
+		if end, ok := c.unsynced[inode]; ok {
+			ends[c] = end
+			c.sync(end) // all, before the first is waited for
 		}
 	}
+	w.mu.Unlock()
+	for c, end := range ends {
+		if err == nil {
+			err = w.syncChunk(ctx, c, inode, end)
+		}
+	}
+	return err
+}
+
+// syncChunk waits until what an inode has below end of a chunk is on the disks of enough servers.
+func (w *writer) syncChunk(ctx context.Context, c *openChunk, inode, end uint64) error {
+	for {
+		w.mu.Lock()
+		lost, degraded := c.syncLost(end)
+		switch {
+		case lost:
+			delete(w.unsyncable, inode) // said herewith
+			w.mu.Unlock()
+			return errUnsyncable(inode, c)
+		case degraded:
+			w.log.Warn("synced to fewer disks than wanted: servers failed between close and fsync", "inode", inode, "chunk", c.id, "live", c.live(), "minimum", c.minimum)
+		case !c.durableTo(end):
+			c.sync(end)
+			wait := c.wait()
+			w.mu.Unlock()
+			select {
+			case <-wait:
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if c.unsynced[inode] <= end {
+			delete(c.unsynced, inode)
+		}
+		w.mu.Unlock()
+		return nil
+	}
+}
+
+func errUnsyncable(inode uint64, c *openChunk) error {
+	return fserr.New(syscall.EIO, "sync inode %d: all servers of chunk %v failed before it was on disk", inode, c.id)
 }

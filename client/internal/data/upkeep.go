@@ -195,7 +195,7 @@ func (w *writer) kill(c *openChunk, err error) {
 		w.lost(fr, err)
 	}
 	clear(c.held)
-	delete(w.chunks, c)
+	c.leave()
 	c.notify()
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/fserr"
+	"github.com/shoalfs/shoalfs/internal/posix"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -22,12 +23,33 @@ type location struct {
 	n       int
 	length  uint64 // what the servers are known to hold of the chunk
 	servers []chunk.ServerID
+	tries   int   // how often it was tried before
+	lost    error // why the bytes, which were never published, are gone
 }
 
 // piece is a part of a read that comes from a chunk.
 type piece struct {
 	location
 	dst []byte // nil: for the cache only
+}
+
+// errOutdated: the extents are of an older version of the file than what is known of it.
+var errOutdated = errors.New("extents of an older version")
+
+// view is what one read takes the file to be, so that the size it goes by is that of the bytes it shows: where the extents
+// of one version have nothing, the next may have data, and that is not a hole.
+type view struct {
+	version   uint64 // the data version known when it began
+	appends   bool   // there are uncommitted appends
+	local     uint64 // where the uncommitted bytes end
+	committed uint64 // where the committed bytes end, if the read goes so far
+}
+
+func (v *view) size() uint64 {
+	if v.appends { // they have their place behind what was known to be committed
+		return v.local
+	}
+	return max(v.local, v.committed)
 }
 
 // ReadAt reads len(p) bytes from offset off, fewer with io.EOF at the end of the file. While no server that holds the bytes
@@ -42,7 +64,7 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	f.readAhead(uint64(off), len(p))
 	fresh := false
 	for attempt := 0; ; attempt++ {
-		n, err := f.readOnce(ctx, p, uint64(off), fresh)
+		n, err := f.readOnce(ctx, p, uint64(off), attempt, fresh)
 		switch {
 		case err == nil:
 			f.s.metrics.read.Add(float64(n))
@@ -57,6 +79,7 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 			if fresh {
 				return 0, fserr.New(syscall.EIO, "read inode %d at %d: %v", f.inode, off, err)
 			}
+		case errors.Is(err, errOutdated):
 		case errors.Is(err, errUnreachable):
 			if attempt > 0 {
 				if err := sleep(ctx, backoff(attempt-1)); err != nil {
@@ -71,19 +94,22 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 }
 
 // readOnce reads from what is known of the file now.
-func (f *File) readOnce(ctx context.Context, p []byte, off uint64, fresh bool) (int, error) {
+func (f *File) readOnce(ctx context.Context, p []byte, off uint64, attempt int, fresh bool) (int, error) {
 	// First what is uncommitted, then what is committed: bytes that are committed in between are seen twice, never missed.
-	pieces, missing := f.uncommitted(p, off)
+	pieces, missing, v := f.uncommitted(p, off)
 	for _, m := range missing {
 		var err error
-		if pieces, err = f.committed(ctx, p, off, m, pieces, fresh); err != nil {
+		if pieces, err = f.committed(ctx, p, off, m, pieces, &v, fresh); err != nil {
 			return 0, err
 		}
+	}
+	for i := range pieces {
+		pieces[i].tries = attempt
 	}
 	if err := f.s.reader.readAll(ctx, pieces); err != nil {
 		return 0, err
 	}
-	size := f.Size()
+	size := v.size()
 	if off >= size {
 		return 0, nil
 	}
@@ -92,9 +118,10 @@ func (f *File) readOnce(ctx context.Context, p []byte, off uint64, fresh bool) (
 
 // uncommitted copies what is in memory of the written range, and returns where else there are uncommitted bytes, and what
 // is not uncommitted.
-func (f *File) uncommitted(p []byte, off uint64) ([]piece, []span) {
+func (f *File) uncommitted(p []byte, off uint64) ([]piece, []span, view) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	v := f.view()
 	missing := []span{{off, off + uint64(len(p))}}
 	var pieces []piece
 	for i := len(f.gens) - 1; i >= 0 && len(missing) > 0; i-- {
@@ -111,7 +138,19 @@ func (f *File) uncommitted(p []byte, off uint64) ([]piece, []span) {
 			missing = f.beforeAppend(p, off, base, missing)
 		}
 	}
-	return pieces, missing
+	return pieces, missing, v
+}
+
+func (f *File) view() view {
+	v := view{version: f.attr.DataVersion, committed: posix.MaxSize}
+	for _, g := range f.gens {
+		v.appends = v.appends || g.append && !g.empty()
+		v.local = max(v.local, g.end)
+	}
+	if v.appends {
+		v.local = f.size()
+	}
+	return v
 }
 
 // beforeAppend zeroes what lies beyond the place of an append and is not in it, and takes it off the missing ranges.
@@ -194,20 +233,23 @@ func (w *writer) locate(fr *frame, pos, n int) location {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	c := fr.chunk
-	if c == nil { // lost, or moving at this very moment
-		return location{n: n}
+	if fr.err != nil || c == nil { // without an error: it is moving at this very moment
+		return location{n: n, lost: fr.err}
 	}
 	return location{chunk: c.id, off: fr.off + uint64(pos), n: n, length: fr.end(), servers: c.readers(fr.end())}
 }
 
 // committed adds what metadata has for the range m of the file, which p holds from off.
-func (f *File) committed(ctx context.Context, p []byte, off uint64, m span, pieces []piece, fresh bool) ([]piece, error) {
+func (f *File) committed(ctx context.Context, p []byte, off uint64, m span, pieces []piece, v *view, fresh bool) ([]piece, error) {
 	for m.lo < m.hi {
 		r, err := f.s.meta.Extents(ctx, f.inode, m.lo, uint64(m.len()), fresh)
 		if err != nil {
 			return nil, fmt.Errorf("extents of inode %d: %w", f.inode, err)
 		}
 		f.Observe(r.Attr)
+		if r.GetAttr().GetDataVersion() < v.version && !fresh {
+			return nil, errOutdated
+		}
 		end := min(m.hi, r.End)
 		if r.Offset > m.lo || end <= m.lo {
 			if m.lo >= r.GetAttr().GetSize() { // beyond the end of the file
@@ -215,6 +257,9 @@ func (f *File) committed(ctx context.Context, p []byte, off uint64, m span, piec
 			} else {
 				return nil, fserr.New(syscall.EIO, "extents of inode %d: asked from %d, got [%d, %d)", f.inode, m.lo, r.Offset, r.End)
 			}
+		}
+		if size := r.GetAttr().GetSize(); end > size {
+			v.committed = min(v.committed, size)
 		}
 		if pieces, err = resolve(r, span{m.lo, end}, p, off, pieces); err != nil {
 			return nil, fmt.Errorf("inode %d: %w", f.inode, err)
@@ -265,8 +310,8 @@ func locateIn(chunks []*pb.ChunkInfo, e *pb.Extent, skip uint64, n int) (locatio
 			continue
 		}
 		loc := location{chunk: chunk.ID(c.Id), off: e.ChunkOffset + skip, n: n, length: c.Length, servers: make([]chunk.ServerID, len(c.Servers))}
-		if loc.off+uint64(n) > c.Length {
-			return loc, fserr.New(syscall.EIO, "chunk %v ends at %d, an extent names it to %d", loc.chunk, c.Length, loc.off+uint64(n))
+		if e.ChunkOffset > c.Length || skip+uint64(n) > c.Length-e.ChunkOffset {
+			return loc, fserr.New(syscall.EIO, "chunk %v ends at %d, an extent names %d bytes at %d", loc.chunk, c.Length, e.Length, e.ChunkOffset)
 		}
 		for i, s := range c.Servers {
 			loc.servers[i] = chunk.ServerID(s)

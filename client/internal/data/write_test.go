@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -217,6 +218,14 @@ func TestSessionLost(t *testing.T) {
 	mustWrite(t, large, pattern(3<<20, 1), 0)
 	mustWrite(t, twice, pattern(3<<20, 1), 0)
 	x.meta.loseSession()
+	eventually(t, "the writer has noticed", func() bool {
+		x.store.writer.mu.Lock()
+		defer x.store.writer.mu.Unlock()
+		return x.store.writer.session == x.meta.SessionGen()
+	})
+	if _, err := large.ReadAt(x.ctx(), make([]byte, 10), 0); !errors.Is(err, syscall.EIO) {
+		t.Errorf("read of lost data: %v", err)
+	}
 	if err := small.Commit(x.ctx(), false); !errors.Is(err, syscall.EIO) {
 		t.Errorf("commit of a small file: %v", err)
 	}
@@ -303,7 +312,9 @@ func TestManyWritersShareChunks(t *testing.T) {
 	x := newFixture(t, 3, 3, 2)
 	x.meta.with(func(m *fakeMeta) {
 		m.onCommit = func(c *pb.Commit) error {
-			time.Sleep(time.Duration(rand.IntN(2000)) * time.Microsecond) // the network reorders
+			for range rand.IntN(200) { // the network reorders
+				runtime.Gosched()
+			}
 			return nil
 		}
 	})

@@ -24,6 +24,7 @@ const (
 	spareChunks    = 4       // chunks allocated ahead of need
 	maxAlloc       = 64      // chunks asked for at once
 	maxTargets     = 32      // of a chunk
+	maxUnsyncable  = 1 << 16 // inodes remembered because published bytes of them may be on no disk
 	maxFullTries   = 4       // chunks with full disks before a frame is given up with ENOSPC
 	// A target that waits for its disk, and one without which too few would be left, get so many times more patience.
 	syncPatience = 10
@@ -55,6 +56,8 @@ type writer struct {
 	used      time.Time // when a frame was last placed
 	failures  int       // chunks lost since a frame last settled
 	closed    bool
+	// unsyncable are inodes of which published bytes may be on no disk, with the error for their next sync.
+	unsyncable map[uint64]error
 }
 
 type sealing struct {
@@ -63,7 +66,7 @@ type sealing struct {
 }
 
 func newWriter(s *Store) *writer {
-	return &writer{s: s, meta: s.meta, log: s.log, health: s.health, session: s.meta.SessionGen(), chunks: map[*openChunk]struct{}{},
+	return &writer{s: s, meta: s.meta, log: s.log, health: s.health, session: s.meta.SessionGen(), chunks: map[*openChunk]struct{}{}, unsyncable: map[uint64]error{},
 		needChunks: make(chan struct{}, 1), needSeal: make(chan struct{}, 1)}
 }
 
@@ -228,6 +231,18 @@ func (w *writer) lost(fr *frame, err error) {
 	fr.notify()
 }
 
+// cannotSync records that published bytes of an inode may be on no disk. The next sync of the inode says so; of very many
+// inodes that nobody syncs, some are forgotten.
+func (w *writer) cannotSync(inode uint64, c *openChunk) {
+	if len(w.unsyncable) >= maxUnsyncable {
+		for other := range w.unsyncable {
+			delete(w.unsyncable, other)
+			break
+		}
+	}
+	w.unsyncable[inode] = errUnsyncable(inode, c)
+}
+
 // discard drops frames that nobody wants any more.
 func (w *writer) discard(frames []*frame) {
 	w.mu.Lock()
@@ -326,7 +341,7 @@ func (w *writer) readBack(c *openChunk, fr *frame) (*[]byte, error) {
 	for attempt := 0; ; attempt++ {
 		w.mu.Lock()
 		over := fr.gone || fr.err != nil
-		from := location{chunk: c.id, off: fr.off, n: fr.n, length: fr.end(), servers: c.readers(fr.end())}
+		from := location{chunk: c.id, off: fr.off, n: fr.n, length: fr.end(), servers: c.readers(fr.end()), tries: attempt}
 		w.mu.Unlock()
 		if over {
 			return nil, nil

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/shoalfs/shoalfs/internal/posix"
+	"github.com/shoalfs/shoalfs/internal/rpc"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -191,6 +192,32 @@ func TestRevocationDropsTheCache(t *testing.T) {
 	}
 	if mustLookup(t, c, 1, "a") != 0 {
 		t.Fatal("a stale name")
+	}
+}
+
+// A name that another client takes away between the look at the cache and the question for its inode's attributes is one
+// that is not there, not an error.
+func TestNameGoneWhileItsAttributesAreAskedFor(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ENOENT, syscall.ESTALE} {
+		f := newFake(t)
+		c := dial(t, f)
+		ino := mustMake(t, c, 1, "a", syscall.S_IFREG|0o644)
+		f.revoke(t, c, ino) // the name stays cached
+		f.hooks(func(m string, _ proto.Message) error {
+			if m != "GetAttr" {
+				return nil
+			}
+			f.hooks(nil, nil)
+			f.revoke(t, c, 1, ino)
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			delete(f.names, dirName{1, "a"})
+			delete(f.nodes, ino)
+			return rpc.ToStatus(errno)
+		}, nil)
+		if found, err := c.Lookup(t.Context(), root, 1, "a"); err != nil || found.Attr != nil {
+			t.Errorf("%v: found %v, %v", errno, found.Attr, err)
+		}
 	}
 }
 

@@ -49,7 +49,7 @@ func (c *Client) Lookup(ctx context.Context, cred posix.Cred, parent uint64, nam
 	}
 	if child != 0 {
 		a, until, err := c.GetAttr(ctx, child)
-		if err == nil || !isErrno(err, syscall.ENOENT) {
+		if err == nil || !isErrno(err, syscall.ENOENT) && !isErrno(err, syscall.ESTALE) { // else the name went meanwhile
 			return Found{Attr: a, Until: until, NameUntil: f.NameUntil}, err
 		}
 	}

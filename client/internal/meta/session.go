@@ -32,6 +32,7 @@ type session struct {
 	seqs   *sequences
 	ctx    context.Context // ends with the session
 	cancel context.CancelFunc
+	pings  pings // counted over all its streams, so that the leader can tell which one is the newest
 }
 
 // run keeps a session open and its stream connected until ctx ends.
@@ -155,8 +156,7 @@ type stream struct {
 	wake     chan struct{} // there are acknowledgements or dropped leases to send
 	interval chan time.Duration
 
-	pings pings
-	acks  acks
+	acks acks
 }
 
 // stream connects the session to the target and returns why it ended.
@@ -177,7 +177,7 @@ func (c *Client) stream(ctx context.Context, s *session, t *target) error {
 	st := &stream{c: c, s: s, t: t, rpc: api, wake: make(chan struct{}, 1), interval: make(chan time.Duration, 1)}
 	c.cache.setWake(st.notify)
 	defer c.cache.setWake(nil)
-	if err := api.Send(&pb.SessionPing{Session: s.id, Ping: st.pings.next(), Opened: c.cache.openInodes()}); err != nil && err != io.EOF {
+	if err := api.Send(&pb.SessionPing{Session: s.id, Ping: st.s.pings.next(), Opened: c.cache.openInodes()}); err != nil && err != io.EOF {
 		return streamError(err)
 	}
 	sender := make(chan struct{})
@@ -218,7 +218,7 @@ func (st *stream) send(ctx context.Context) {
 			tick.Reset(d)
 			continue
 		case <-tick.C:
-			m.Ping = st.pings.next()
+			m.Ping = st.s.pings.next()
 		case <-st.wake:
 		}
 		m.Acks = st.acks.take(st.c.cache)
@@ -255,7 +255,7 @@ func (st *stream) receive() error {
 				st.notify()
 			})
 		}
-		if sentAt, ok := st.pings.answered(m.Pong); ok && lease > 0 {
+		if sentAt, ok := st.s.pings.answered(m.Pong); ok && lease > 0 {
 			c.cache.renew(sentAt.Add(lease - lease/leaseMargin))
 		}
 		if len(m.Servers) > 0 {
