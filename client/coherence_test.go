@@ -390,6 +390,25 @@ func TestClientsAgreeWithModel(t *testing.T) {
 	}
 }
 
+// A client that was the last to make a file, has closed it, and then does nothing is asked when another one removes it. The
+// server, which cannot know that the answer to the creation arrived, must not keep the file for it until it goes.
+func TestIdleMakerKeepsNoFile(t *testing.T) {
+	c := startCluster(t, clusterOptions{})
+	a, b := c.dial(t), c.dial(t)
+	ctx := t.Context()
+	must(t, a.WriteFile(ctx, "/old", []byte("content"), 0o644))
+	for _, name := range []string{"/old", "/new"} {
+		f, err := a.OpenFile(ctx, name, os.O_RDWR|os.O_CREATE, 0o644)
+		must(t, err)
+		must(t, f.Close())
+		must(t, b.Remove(ctx, name))
+	}
+	eventually(t, "the inodes are gone", func() bool {
+		s, err := c.metas[0].Status(ctx)
+		return err == nil && s.Inodes == 1
+	})
+}
+
 // TestOpenOfReplacedName: a name that always exists can always be opened, whoever replaces its file meanwhile.
 func TestOpenOfReplacedName(t *testing.T) {
 	c := startCluster(t, clusterOptions{})

@@ -329,6 +329,10 @@ func (l *leader) applied(cmd *pb.Command, res *pb.Result) {
 		if a := res.Attr; a != nil {
 			l.table.Made(cmd.Session, cmd.Sequence, a.Inode, a.Mode&syscall.S_IFMT == syscall.S_IFREG)
 		}
+	case *pb.Op_Unlink:
+		l.kept(res.Attr, op.Unlink.Holders)
+	case *pb.Op_Rename:
+		l.kept(res.Replaced, op.Rename.Holders)
 	case *pb.Op_ReleaseInodes:
 		l.table.Released(cmd.Session, op.ReleaseInodes.Inodes)
 	case *pb.Op_OpenSession:
@@ -342,6 +346,16 @@ func (l *leader) applied(cmd *pb.Command, res *pb.Result) {
 	case *pb.Op_RegisterServer:
 		r := op.RegisterServer
 		l.live.Add(liveness.Server{ID: chunk.ServerID(res.Server), UUID: hexID(r.Uuid), Address: r.Address, Domain: r.Domain})
+	}
+}
+
+// kept tells the sessions for which an inode stays that may have lost its last name.
+func (l *leader) kept(victim *pb.Attr, holders []uint64) {
+	if victim == nil || victim.Nlink > 0 {
+		return
+	}
+	for _, session := range holders {
+		l.table.Held(session, victim.Inode)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/shoalfs/shoalfs/internal/rpc"
+	"github.com/shoalfs/shoalfs/metaserver/lease"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -194,6 +195,27 @@ func TestOnlyHoldersOpenAFileWithoutAName(t *testing.T) {
 	}
 	if err := open(b); err != nil {
 		t.Errorf("open of a file that is kept for this session: %v", err)
+	}
+}
+
+// Whether a creation was done already, when it is asked for again, does not depend on how many files the session has open by
+// then: an errno would say that it was not.
+func TestCreationOfAnExistingFileWithTooManyOpen(t *testing.T) {
+	s := start(t, Config{}).ready()
+	c := call(t, s.Address()).open()
+	f := c.must(c.do(create("f"))).Attr.Inode
+	now := s.lead.Load()
+	table := lease.New(lease.Config{MaxPerSession: 1})
+	defer table.Close()
+	table.Start(nil)
+	table.Opened(c.session)
+	if _, err := table.Connect(c.session, 1, []uint64{101, 102}); err != nil {
+		t.Fatal(err)
+	}
+	full := &leader{s: now.s, log: now.log, term: now.term, ctx: now.ctx, table: table, live: now.live}
+	res, err := full.attempt(t.Context(), c.next(create("f")))
+	if c.must(res, err); !res.Existed || res.Attr.Inode != f {
+		t.Fatalf("created %v", res)
 	}
 }
 

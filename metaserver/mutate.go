@@ -2,6 +2,7 @@ package metaserver
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"syscall"
 	"time"
@@ -128,6 +129,11 @@ func (p *preparation) run(ctx context.Context) (*pb.Result, error) {
 	l, req := p.l, p.req
 	if p.existing != 0 {
 		o, err := l.table.Open(ctx, req.Session, req.Sequence, p.existing)
+		if errors.Is(err, lease.ErrTooMany) {
+			// The client opens what it is told exists, and hears of the limit then. Here an errno would say that the mutation was
+			// not done, which nobody knows when it was asked for before.
+			return p.enclosed(ctx)
+		}
 		if err != nil {
 			return nil, l.fromTable(err)
 		}

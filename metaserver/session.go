@@ -132,6 +132,7 @@ func (c *clientStream) send(ctx context.Context) error {
 			return c.ended(err)
 		}
 		push.Pong = p.Pong
+		push.Held = append(push.Held, p.Held...)
 		push.LeaseMs, push.SessionMs = uint32(cfg.LeaseTTL.Milliseconds()), uint32(cfg.SessionTTL.Milliseconds())
 		for _, r := range p.Revokes {
 			push.Revokes = append(push.Revokes, &pb.Revoke{Id: r.ID, Inodes: r.Inodes})

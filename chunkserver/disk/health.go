@@ -68,8 +68,12 @@ func (d *Disk) markBad(id chunk.ID, cause error) {
 	}
 }
 
-// damaged notes what a failed read says about chunk and disk. The result is always an ErrCorrupt: this copy is of no use.
+// damaged notes what a failed read says about chunk and disk. The result is an ErrCorrupt, this copy is of no use, unless
+// it is the process that lacks something: that says nothing about the copy.
 func (d *Disk) damaged(id chunk.ID, err error) error {
+	if lacking(err) {
+		return fmt.Errorf("chunk %v: %w", id, err)
+	}
 	d.ioFailed(err)
 	if !errors.Is(err, ErrCorrupt) {
 		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
@@ -77,6 +81,11 @@ func (d *Disk) damaged(id chunk.ID, err error) error {
 	err = fmt.Errorf("chunk %v: %w", id, err)
 	d.markBad(id, err)
 	return err
+}
+
+// lacking tells whether an operation failed for want of descriptors or memory, and would succeed another time.
+func lacking(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM)
 }
 
 // ioFailed takes the disk out of use for new chunks if the error is one of the device.

@@ -70,7 +70,10 @@ func (s shelf) with(t *testing.T, file []byte) *Disk {
 
 func (s shelf) again() {
 	s.d.cache.drop(s.id)
-	state := s.d.inspect(s.id)
+	state, err := s.d.inspect(s.id)
+	if err != nil {
+		panic(err) // no fault is injected here
+	}
 	s.d.mu.Lock()
 	defer s.d.mu.Unlock()
 	s.d.chunks[s.id] = state

@@ -50,7 +50,10 @@ func (d *Disk) scanDir(low int) error {
 			d.mu.Unlock()
 			continue
 		}
-		s := d.inspect(id)
+		s, err := d.inspect(id)
+		if err != nil {
+			return err
+		}
 		d.mu.Lock()
 		d.chunks[id] = s
 		if s.bad {
@@ -74,22 +77,28 @@ func parseName(name string, low int) (chunk.ID, error) {
 }
 
 // inspect reads what a chunk file holds. One that was being written is sealed, if it is whole: after that it takes appends
-// no more, and opens at once.
-func (d *Disk) inspect(id chunk.ID) state {
+// no more, and opens at once. An error says that the process lacks something, and nothing about the chunk.
+func (d *Disk) inspect(id chunk.ID) (state, error) {
 	f, err := d.fs.Open(d.pathOf(id))
+	if lacking(err) {
+		return state{}, err
+	}
 	if err != nil {
-		return d.badState(id, 0, err)
+		return d.badState(id, 0, err), nil
 	}
 	defer f.Close() // nothing that was not synced is written through it
 	if length, ok := d.sealedLength(f, id); ok {
-		return state{length: uint32(length)}
+		return state{length: uint32(length)}, nil
 	}
 	l, err := load(f, d.cluster(), id)
+	if lacking(err) {
+		return state{}, err
+	}
 	if err != nil {
-		return d.badState(id, 0, err)
+		return d.badState(id, 0, err), nil
 	}
 	if l.bad != nil {
-		return d.badState(id, l.length, l.bad)
+		return d.badState(id, l.length, l.bad), nil
 	}
 	if !l.sealed && l.length > 0 {
 		d.log.Info("recovered a chunk that was being written", "chunk", id, "length", l.length, "file", l.size)
@@ -97,7 +106,7 @@ func (d *Disk) inspect(id chunk.ID) state {
 			d.sealRecovered(f, id, l)
 		}
 	}
-	return state{length: uint32(l.length)}
+	return state{length: uint32(l.length)}, nil
 }
 
 // sealedLength is the length of a chunk with a valid trailer, whose index is read when it is needed.

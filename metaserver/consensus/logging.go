@@ -7,13 +7,15 @@ import (
 	"log"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 )
 
 // raftLogger passes what raft logs on to slog. What raft tells as news is a detail here; the Node itself tells who leads. A
-// complaint that repeats, as those about a dead peer do several times a second, is passed on once in repeatAfter.
+// complaint that repeats, as those about a dead peer do several times a second, is passed on once in repeatAfter. Once the
+// Node leaves its group, whatever fails does so because of that, and is a detail.
 type raftLogger struct {
 	log     *slog.Logger
 	name    string
@@ -27,6 +29,7 @@ const (
 )
 
 type complaints struct {
+	over atomic.Bool // the Node leaves its group
 	mu   sync.Mutex
 	last map[string]time.Time
 }
@@ -46,13 +49,16 @@ func (c *complaints) again(what string) bool {
 	return false
 }
 
-func newRaftLogger(l *slog.Logger) hclog.Logger {
+func newRaftLogger(l *slog.Logger) *raftLogger {
 	return &raftLogger{log: l, seen: &complaints{last: map[string]time.Time{}}}
 }
 
-// news is what raft warns of although it belongs to every start, and to every change of leaders.
-var news = map[string]bool{
-	"heartbeat timeout reached, starting election": true,
+// levels of messages that raft takes more seriously than they are.
+var levels = map[string]slog.Level{
+	// It belongs to every start, and to every change of leaders.
+	"heartbeat timeout reached, starting election": slog.LevelInfo,
+	// Whoever asked has gone meanwhile; if that is a failure, it is for others to tell.
+	"failed to flush response": slog.LevelDebug,
 }
 
 func slogLevel(level hclog.Level) slog.Level {
@@ -69,8 +75,11 @@ func slogLevel(level hclog.Level) slog.Level {
 
 func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
 	to := slogLevel(level)
-	if news[msg] {
-		to = slog.LevelInfo
+	if known, ok := levels[msg]; ok {
+		to = min(to, known)
+	}
+	if l.seen.over.Load() {
+		to = min(to, slog.LevelDebug)
 	}
 	if !l.log.Enabled(context.Background(), to) {
 		return

@@ -55,6 +55,8 @@ func TestComplaintsThatRepeat(t *testing.T) {
 		l.Warn("heartbeat timeout reached, starting election", "last-leader-addr", "")
 		l.Info("entering candidate state")
 	}
+	l.seen.over.Store(true)
+	l.Error("failed to contact", "server-id", "4")
 	got := log.String()
 	for what, n := range map[string]int{"level=ERROR": 2, "level=INFO": 1, "level=WARN": 0, "entering candidate state": 0} {
 		if strings.Count(got, what) != n {

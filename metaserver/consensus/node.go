@@ -33,6 +33,8 @@ type Node struct {
 	raft      *raft.Raft
 	metrics   *metrics
 
+	complaints *complaints // raft's, about its peers and the network
+
 	lead       atomic.Pointer[leading] // nil while this node does not lead, or not yet
 	leadership chan bool
 	reads      *rounds
@@ -90,6 +92,7 @@ func (n *Node) open() (err error) {
 		}
 	}()
 	logger := newRaftLogger(n.log)
+	n.complaints = logger.seen
 	if n.logs, err = openLog(n.home.logs(), n.cfg.SegmentSize, logger, n.fail); err != nil {
 		return err
 	}
@@ -243,6 +246,7 @@ func (n *Node) publish(leads bool) {
 // somebody to take it, and raft ends.
 func (n *Node) leave() {
 	n.leaveOnce.Do(func() {
+		n.complaints.over.Store(true)
 		n.proposals.close() // raft would leave them unanswered
 		if n.raft.State() == raft.Leader && n.voters() > 1 {
 			if err := n.raft.LeadershipTransfer().Error(); err != nil {

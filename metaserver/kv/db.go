@@ -118,10 +118,11 @@ func Open(path string, o Options) (*DB, error) {
 
 // load opens the file and checks it.
 func (db *DB) load() (*view, uint64, error) {
-	file, err := openFile(db.path, db.mapped)
+	file, mapped, err := openFile(db.path, db.mapped)
 	if err != nil {
 		return nil, 0, err
 	}
+	db.mapped = mapped
 	applied, err := adopt(file, db.opts.Buckets)
 	if err == nil {
 		var v *view

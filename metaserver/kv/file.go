@@ -36,24 +36,26 @@ func errDamaged(path string) error {
 		"and it takes a copy from them; if not, restore the directory from a backup", path)
 }
 
-// openFile opens a database that exists, with so much address space.
-func openFile(path string, mapped int) (db *bolt.DB, err error) {
+// openFile opens a database that exists, with so much address space, or less where the system has not that much: it returns
+// how much.
+func openFile(path string, want int) (db *bolt.DB, mapped int, err error) {
 	defer func() {
 		if r := recover(); r != nil { // the list of free pages makes no sense
-			db, err = nil, fmt.Errorf("%w: %v", errDamaged(path), r)
+			db, mapped, err = nil, 0, fmt.Errorf("%w: %v", errDamaged(path), r)
 		}
 	}()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("kv: %w", err)
+		return nil, 0, fmt.Errorf("kv: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("kv: %s is no regular file", path)
+		return nil, 0, fmt.Errorf("kv: %s is no regular file", path)
 	}
 	if info.Size() == 0 {
-		return nil, fmt.Errorf("%w: it is empty", errDamaged(path))
+		return nil, 0, fmt.Errorf("%w: it is empty", errDamaged(path))
 	}
+	mapped = want
 	for {
 		db, err = bolt.Open(path, 0o600, &bolt.Options{
 			Timeout:         lockTimeout,
@@ -68,13 +70,13 @@ func openFile(path string, mapped int) (db *bolt.DB, err error) {
 	}
 	switch {
 	case err == nil:
-		return db, nil
+		return db, mapped, nil
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("kv: %s is in use by another process: a data directory belongs to one metaserver at a time", path)
+		return nil, 0, fmt.Errorf("kv: %s is in use by another process: a data directory belongs to one metaserver at a time", path)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.EROFS):
-		return nil, fmt.Errorf("kv: open %s: %w", path, err)
+		return nil, 0, fmt.Errorf("kv: open %s: %w", path, err)
 	}
-	return nil, fmt.Errorf("%w: it is no bbolt database (%w)", errDamaged(path), err)
+	return nil, 0, fmt.Errorf("%w: it is no bbolt database (%w)", errDamaged(path), err)
 }
 
 // createFile makes an empty database at path, whole or not at all.

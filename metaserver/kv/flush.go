@@ -197,7 +197,8 @@ func (db *DB) ensureMapped() error {
 	}
 	size := int(db.view.tx.Size())
 	db.mu.RUnlock()
-	if size+int(4*db.bytes.Load())+mapMargin < db.mapped {
+	need := size + int(4*db.bytes.Load()) + mapMargin
+	if need < db.mapped {
 		return nil
 	}
 	db.files.Lock()
@@ -207,8 +208,16 @@ func (db *DB) ensureMapped() error {
 	if db.unusable != nil {
 		return db.unusable
 	}
-	db.mapped = 4 * max(db.mapped, size+int(4*db.bytes.Load())+mapMargin)
-	return db.reopen(db.view.active)
+	db.mapped = 4 * max(db.mapped, need)
+	if err := db.reopen(db.view.active); err != nil {
+		return err
+	}
+	if db.mapped < need {
+		db.fail(fmt.Errorf("flush %s: the process may have only %d bytes of address space for it, it needs %d", db.path, db.mapped, need))
+		db.room.Broadcast()
+		return db.Failure()
+	}
+	return nil
 }
 
 // reopen closes the file and opens the one that has its name now. The caller holds flushMu, files and mu.

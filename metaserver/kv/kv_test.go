@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -746,5 +747,51 @@ func BenchmarkView(b *testing.B) {
 				})
 			}
 		})
+	})
+}
+
+// Where the system does not give all the address space that was asked for, the database knows how much it has: it would
+// else let bbolt outgrow it, which waits for our own read transaction for ever.
+func TestLessAddressSpaceThanAskedFor(t *testing.T) {
+	const tooMuch = 1 << 47 // all that a process has
+	db, err := Open(filepath.Join(t.TempDir(), "db"), Options{Buckets: []string{"a"}, mapSize: tooMuch})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if db.mapped >= tooMuch {
+		t.Errorf("it takes %d bytes for mapped", db.mapped)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An Update that waits for room hears of a failure that a read found: the flusher makes no more room then.
+func TestFailureEndsTheWaitForRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db, err := Open(filepath.Join(t.TempDir(), "db"), Options{Buckets: []string{"a"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		db.buffered.Store(int64(db.opts.MaxBuffered))
+		done := make(chan error, 1)
+		go func() { done <- db.Update(1, func(Txn) error { return nil }) }()
+		synctest.Wait()
+		if err := db.View(func(Reader) error { panic(damage{errors.New("a test")}) }); !errors.Is(err, ErrFailed) {
+			t.Fatalf("a read of a damaged page: %v", err)
+		}
+		synctest.Wait()
+		select {
+		case err := <-done:
+			if !errors.Is(err, ErrFailed) {
+				t.Errorf("the update: %v", err)
+			}
+		default:
+			t.Error("the update waits for room that nobody makes")
+			db.room.Broadcast() // for Close to return
+		}
+		if err := db.Close(); !errors.Is(err, ErrFailed) {
+			t.Errorf("close: %v", err)
+		}
 	})
 }

@@ -106,7 +106,7 @@ func (db *DB) receive(path string, r io.Reader) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("kv: write %s: %w", path, err)
 	}
-	file, err := openFile(path, minMapSize)
+	file, _, err := openFile(path, minMapSize)
 	if err != nil {
 		return err
 	}

@@ -115,6 +115,7 @@ type session struct {
 	queue      []*hold   // to be revoked, not sent yet
 	queued     time.Time // since when there are any
 	sent       map[uint64]*revocation
+	held       []uint64 // to be told
 	lastRevoke uint64
 }
 

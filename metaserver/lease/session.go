@@ -15,7 +15,11 @@ type Revoke struct {
 type Push struct {
 	Pong    uint64 // the ping to answer, 0 for none
 	Revokes []Revoke
+	Held    []uint64 // inodes that lost their last name and stay for the session
 }
+
+// maxHeld bounds what a session without a stream is to be told. It reads the rest from the state when it connects.
+const maxHeld = 16 << 10
 
 // Stream is the table's end of a session's stream.
 type Stream struct {
@@ -144,8 +148,8 @@ func (st *Stream) Take() (Push, error) {
 	if st.err != nil {
 		return Push{}, st.err
 	}
-	p := Push{Pong: st.pong}
-	st.pong = 0
+	p := Push{Pong: st.pong, Held: s.held}
+	st.pong, s.held = 0, nil
 	for len(s.queue) > 0 {
 		n := min(len(s.queue), MaxRevoke)
 		s.lastRevoke++
@@ -231,6 +235,24 @@ func (st *Stream) Ack(id uint64, opened []uint64) {
 			open = slices.Contains(opened, h.n.inode)
 		}
 		t.settle(h, open)
+	}
+}
+
+// Held says that an inode lost its last name and stays for the session, to be told so: what the table takes for open need
+// not be, and only the client can release it.
+func (t *Table) Held(session, inode uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.sessions[session]
+	if s == nil || t.closed {
+		return
+	}
+	if len(s.held) == maxHeld {
+		s.held = s.held[1:]
+	}
+	s.held = append(s.held, inode)
+	if s.stream != nil {
+		s.stream.notify()
 	}
 }
 

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -63,5 +64,30 @@ func TestAnEarlierStreamThatConnectsLate(t *testing.T) {
 	}
 	if _, err := st.Take(); err != nil {
 		t.Errorf("the later stream ended: %v", err)
+	}
+}
+
+// What a session holds it is told, though it has no stream when the name goes, or loses it before it was told.
+func TestHoldersAreTold(t *testing.T) {
+	tab, st := started(t, 1)
+	tab.Held(1, 10)
+	tab.Held(7, 10) // ended
+	if p := take(t, st[1]); !slices.Equal(p.Held, []uint64{10}) {
+		t.Errorf("told %v", p.Held)
+	}
+	st[1].Close()
+	for inode := range uint64(maxHeld + 5) {
+		tab.Held(1, inode)
+	}
+	next, err := tab.Connect(1, nextPing(tab, 1), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := take(t, next)
+	if n := len(p.Held); n != maxHeld || p.Held[n-1] != maxHeld+4 {
+		t.Errorf("told %d inodes", n)
+	}
+	if p := take(t, next); len(p.Held) > 0 {
+		t.Errorf("told %d inodes again", len(p.Held))
 	}
 }

@@ -4,38 +4,13 @@
 //
 // # Buckets, keys and values
 //
-// Numbers are big-endian. Every value begins with the version of its format, 1. Inode, chunk and session numbers have 8
-// bytes, server numbers 4; none is ever used twice.
+// docs/formats.md has every key and value byte by byte. In short: a dentry leads from directory and name to an inode; an inode
+// has the attributes and small data; extents lead from a file's ranges to chunks; a chunk's record says which servers have it.
+// Everything that is looked for from the other side too has an index: the copies on a server, the chunks of a session, the
+// sessions that hold an unlinked inode, the deletions that a server has yet to do.
 //
-//	state           "cluster"                 the cluster's id, 16 bytes (without a version)
-//	                "counters"                clock i64 (ns), next inode, chunk, session u64, next server u32, then u64 each:
-//	                                          inodes, chunks, bytes in chunks, inline bytes, deletions, sessions, servers
-//	dentry          parent, name              version and file type (st_mode >> 12) in half a byte each, inode
-//	inode           inode                     mode, nlink, uid, gid, rdev u32; size, allocated u64; atime, mtime, ctime, btime
-//	                                          i64 (ns); data version, version, parent u64; bytes of xattrs u32; length u16 and
-//	                                          bytes of a symlink's target; number u16 of inline extents, of each: offset u64,
-//	                                          length u16, data
-//	extent          inode, block u64          extents in the block-th 64 MiB of the file, sorted, without overlap, of each:
-//	                                          offset in the block u32, length u32, chunk u64, offset in the chunk u32
-//	xattr           inode, name               the attribute's value
-//	chunk           chunk                     replicas u8, min copies u8, owner u64, length u32, live bytes u64, numbers u8 of
-//	                                          servers and of targets, and these
-//	server-chunk    server, chunk             nothing: a copy of the chunk is, or is being written, there
-//	owned-chunk     session, chunk            nothing: the session writes the chunk
-//	server          server                    uuid (16 bytes), length u16 and bytes of the address, number u8 of failure domains,
-//	                                          sorted by level, of each: length u8 and bytes of the level, the same of its value
-//	server-uuid     uuid                      server
-//	session         session                   opened i64 (ns), chunks that it writes u32, nonce (16 bytes), the client's name
-//	session-nonce   nonce                     session
-//	result          session, 0                the lowest sequence u64 whose result is kept; there as long as the session is
-//	                session, sequence         the result of that command: a shoal.v1.Result (without a version)
-//	orphan          inode, session            nothing: the session has the unlinked inode open
-//	held-inode      session, inode            nothing: the same the other way round
-//	deletion        server, time u64, chunk   nothing: since that time (ns) the server is to delete its copy
-//	deletion-index  server, chunk             time u64: the same the other way round
-//
-// A value without content is the version alone. What cannot be decoded makes the command or the read fail with EIO and
-// names the key.
+// Numbers are big-endian, and those of inodes, chunks, sessions and servers are never used twice. What cannot be decoded makes
+// the command or the read fail with EIO and names the key.
 //
 // # Invariants
 //

@@ -8,7 +8,7 @@ import (
 	"github.com/shoalfs/shoalfs/metaserver/kv"
 )
 
-// The buckets, in the order of Buckets. doc.go says what each holds.
+// The buckets, in the order of Buckets. docs/formats.md says what each holds.
 const (
 	bState kv.Bucket = iota
 	bDentry

@@ -2182,7 +2182,7 @@ type SessionPush struct {
 	LeaseMs       uint32                 `protobuf:"varint,2,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`       // cached metadata may be used so long
 	SessionMs     uint32                 `protobuf:"varint,3,opt,name=session_ms,json=sessionMs,proto3" json:"session_ms,omitempty"` // the session lives so long
 	Revokes       []*Revoke              `protobuf:"bytes,4,rep,name=revokes,proto3" json:"revokes,omitempty"`
-	Held          []uint64               `protobuf:"fixed64,5,rep,packed,name=held,proto3" json:"held,omitempty"` // first message only: unlinked inodes held for this session; it releases those it has not open
+	Held          []uint64               `protobuf:"fixed64,5,rep,packed,name=held,proto3" json:"held,omitempty"` // unlinked inodes held for this session, the first message has all: it releases those it has not open
 	Servers       []*ServerInfo          `protobuf:"bytes,6,rep,name=servers,proto3" json:"servers,omitempty"`    // first message, and whenever one changes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

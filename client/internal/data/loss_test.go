@@ -105,32 +105,40 @@ func dropAll(w *writer, c *openChunk) {
 // have failed. A sync must say so, whether it came before or after.
 func TestSyncOfWhatNoDiskHas(t *testing.T) {
 	t.Run("sync after the failure", func(t *testing.T) {
-		for name, lose := range map[string]func(*fixture, *openChunk){
-			"servers": func(x *fixture, c *openChunk) { dropAll(x.store.writer, c) },
-			"session": func(x *fixture, _ *openChunk) {
-				x.meta.loseSession()
-				w := x.store.writer
-				w.mu.Lock()
-				defer w.mu.Unlock()
-				w.followSession()
-			},
-		} {
-			t.Run(name, func(t *testing.T) {
-				x := newFixture(t, 4, 3, 2)
-				f := x.file()
-				want := pattern(50_000, 1)
-				mustWrite(t, f, want, 0)
-				mustClose(t, f)
-				lose(x, onlyChunk(t, x.store.writer, f.inode))
-				f = x.open(f.inode)
-				if err := f.Commit(x.ctx(), true); !errors.Is(err, syscall.EIO) {
-					t.Errorf("sync: %v", err)
-				}
-				mustCommit(t, f, true) // said once
-				checkContent(t, f, want)
-				mustClose(t, f)
-			})
+		x := newFixture(t, 4, 3, 2)
+		f := x.file()
+		want := pattern(50_000, 1)
+		mustWrite(t, f, want, 0)
+		mustClose(t, f)
+		dropAll(x.store.writer, onlyChunk(t, x.store.writer, f.inode))
+		f = x.open(f.inode)
+		if err := f.Commit(x.ctx(), true); !errors.Is(err, syscall.EIO) {
+			t.Errorf("sync: %v", err)
 		}
+		mustCommit(t, f, true) // said once
+		checkContent(t, f, want)
+		mustClose(t, f)
+	})
+	t.Run("sync after the session was lost", func(t *testing.T) {
+		x := newFixture(t, 3, 3, 2)
+		f := x.file()
+		mustWrite(t, f, pattern(50_000, 1), 0)
+		mustClose(t, f)
+		c, w := onlyChunk(t, x.store.writer, f.inode), x.store.writer
+		x.meta.loseSession()
+		w.mu.Lock()
+		w.followSession()
+		w.mu.Unlock()
+		f = x.open(f.inode)
+		mustCommit(t, f, true)
+		w.mu.Lock()
+		for _, tg := range c.targets {
+			if tg.durable < 50_000 {
+				t.Errorf("server %d has %d bytes on disk", tg.server, tg.durable)
+			}
+		}
+		w.mu.Unlock()
+		mustClose(t, f)
 	})
 	t.Run("syncs under way", func(t *testing.T) {
 		x := newFixture(t, 4, 3, 2)

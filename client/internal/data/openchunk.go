@@ -357,11 +357,3 @@ func (c *openChunk) leave() {
 		c.w.log.Error("all servers of a chunk failed before published data was on their disks", "chunk", c.id, "files", lost)
 	}
 }
-
-// published notes that bytes of an inode below end were published without being durable.
-func (c *openChunk) published(inode, end uint64) {
-	c.unsynced[inode] = max(c.unsynced[inode], end)
-	if _, ok := c.w.chunks[c]; !ok { // the session was lost meanwhile
-		c.leave()
-	}
-}

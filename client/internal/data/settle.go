@@ -162,7 +162,7 @@ func (w *writer) conclude(g *generation, parts []*part, durable bool, err error)
 		fr.pinned = false
 		if err == nil {
 			if !durable && fr.chunk != nil {
-				fr.chunk.published(fr.file.inode, fr.end())
+				fr.chunk.unsynced[fr.file.inode] = max(fr.chunk.unsynced[fr.file.inode], fr.end())
 			}
 			w.forgetFrame(fr)
 		} else if fr.chunk != nil && fr.chunk.lost {

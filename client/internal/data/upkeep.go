@@ -170,8 +170,18 @@ func (w *writer) followSession() {
 	}
 	w.log.Warn("the session with the cluster was lost; data that was not published yet is lost with it")
 	w.session = gen
+	now := time.Now()
 	for _, c := range slices.Collect(maps.Keys(w.chunks)) {
-		w.kill(c, errSessionLost)
+		if len(c.unsynced) == 0 && c.commits == 0 {
+			w.kill(c, errSessionLost)
+			continue
+		}
+		// What was published of it stays, and has yet to be on the servers' disks.
+		w.strip(c, errSessionLost)
+		for _, t := range c.targets {
+			t.kick(now)
+		}
+		c.retire()
 	}
 	for _, fr := range w.waiting {
 		w.lost(fr, errSessionLost)
@@ -179,11 +189,21 @@ func (w *writer) followSession() {
 	w.waiting, w.sealing, w.spare, w.failures = nil, nil, nil, 0
 }
 
-// kill ends everything about a chunk at once.
-func (w *writer) kill(c *openChunk, err error) {
+// strip drops everything from a chunk that is not published.
+func (w *writer) strip(c *openChunk, err error) {
 	c.sealed, c.lost, c.closing = true, true, true
 	c.clearQueue()
 	w.forget(c)
+	for fr := range c.held {
+		w.lost(fr, err)
+	}
+	clear(c.held)
+	c.notify()
+}
+
+// kill ends everything about a chunk at once.
+func (w *writer) kill(c *openChunk, err error) {
+	w.strip(c, err)
 	for _, t := range c.targets {
 		t.live = false
 		if t.cancel != nil {
@@ -191,10 +211,6 @@ func (w *writer) kill(c *openChunk, err error) {
 		}
 		t.cond.signal()
 	}
-	for fr := range c.held {
-		w.lost(fr, err)
-	}
-	clear(c.held)
 	c.leave()
 	c.notify()
 }

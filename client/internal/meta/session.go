@@ -263,8 +263,10 @@ func (st *stream) receive() error {
 		}
 		if first {
 			c.conn.works(st.t)
-			c.cache.held(m.Held)
 			c.background(c.learnMembers)
+		}
+		if len(m.Held) > 0 {
+			c.cache.held(m.Held)
 		}
 	}
 }
