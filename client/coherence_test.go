@@ -409,6 +409,59 @@ func TestIdleMakerKeepsNoFile(t *testing.T) {
 	})
 }
 
+// Two clients that remove one tree do not disturb each other.
+func TestConcurrentRemoveAll(t *testing.T) {
+	c := startCluster(t, clusterOptions{})
+	a, b := c.dial(t), c.dial(t)
+	ctx := t.Context()
+	for round := range 5 {
+		for i := range 20 {
+			must(t, a.MkdirAll(ctx, fmt.Sprintf("/tree/%d/%d", i%5, i), 0o755))
+			must(t, a.WriteFile(ctx, fmt.Sprintf("/tree/%d/%d/f", i%5, i), nil, 0o644))
+		}
+		var wg sync.WaitGroup
+		for _, p := range []*peer{a, b} {
+			wg.Go(func() {
+				if err := p.RemoveAll(ctx, "/tree"); err != nil {
+					t.Errorf("round %d: %v", round, err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
+// A path whose file is replaced all the time always leads to one.
+func TestChangesOfReplacedName(t *testing.T) {
+	c := startCluster(t, clusterOptions{})
+	a, b := c.dial(t), c.dial(t)
+	ctx := t.Context()
+	must(t, a.WriteFile(ctx, "/f", []byte("0"), 0o644))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := range 200 {
+			if err := errors.Join(a.WriteFile(ctx, "/tmp", fmt.Append(nil, n), 0o644), a.Rename(ctx, "/tmp", "/f")); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	for n := 0; ; n++ {
+		_, err := b.Stat(ctx, "/f")
+		if err := errors.Join(err, b.Chmod(ctx, "/f", 0o600), b.SetXattr(ctx, "/f", "user.k", []byte("v"), 0)); err != nil {
+			t.Errorf("round %d: %v", n, err)
+			break
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+	<-done
+}
+
 // TestOpenOfReplacedName: a name that always exists can always be opened, whoever replaces its file meanwhile.
 func TestOpenOfReplacedName(t *testing.T) {
 	c := startCluster(t, clusterOptions{})
@@ -445,4 +498,42 @@ func TestOpenOfReplacedName(t *testing.T) {
 		}
 	}
 	<-done
+}
+
+// TestEveryHandleHearsOfLostData: that somebody else was told of lost data, or nobody because a reader closed the file, does
+// not make a later sync of the writer a success.
+func TestEveryHandleHearsOfLostData(t *testing.T) {
+	c := startCluster(t, clusterOptions{proxied: true, tune: func(m *metaserver.Config) {
+		m.LeaseTTL, m.SessionTTL = 500*time.Millisecond, time.Second
+	}})
+	a := c.dial(t)
+	f, err := a.Create(t.Context(), "/f")
+	must(t, err)
+	g, err := a.OpenFile(t.Context(), "/f", os.O_WRONLY, 0)
+	must(t, err)
+	reader, err := a.Open(t.Context(), "/f")
+	must(t, err)
+	_, err = f.WriteString("written under the first session")
+	must(t, err)
+	session := a.meta.Session()
+	c.proxies[0].block(true)
+	eventually(t, "the session expires", func() bool {
+		s, err := c.metas[0].Status(t.Context())
+		return err == nil && s.Sessions == 0
+	})
+	c.proxies[0].block(false)
+	eventually(t, "another session", func() bool { s := a.meta.Session(); return s != 0 && s != session })
+	_ = reader.Close() // a mount has nobody to tell
+	if _, err := g.WriteString("x"); !errors.Is(err, syscall.EIO) {
+		t.Errorf("write: %v", err)
+	}
+	if err := f.Sync(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("sync of lost data: %v", err)
+	}
+	for _, f := range []*File{f, g} { // said once to each
+		_, err := f.WriteString("written under the second session")
+		must(t, err)
+		must(t, f.Sync())
+		must(t, f.Close())
+	}
 }

@@ -15,15 +15,30 @@ import (
 // OpenFile opens a file as os.OpenFile does. The File's methods that take no context use ctx, so it bounds their lives
 // too. perm is used as it is: no umask is applied.
 func (f *FS) OpenFile(ctx context.Context, name string, flag int, perm fs.FileMode) (*File, error) {
-	file, err := f.openFile(ctx, name, flag, perm)
+	var file *File
+	err := again(func() (err error) {
+		file, err = f.openFile(ctx, name, flag, perm)
+		return err
+	})
 	if err != nil {
 		return nil, pathError("open", name, err)
 	}
 	return file, nil
 }
 
-// maxRaces bounds how often a name may appear and vanish under an OpenFile.
+// maxRaces bounds how often what a path leads to may change under an operation.
 const maxRaces = 100
+
+// again does what is done at a path once more when something that the path led to or through was removed meanwhile: another
+// look at the path tells whether there is something else now.
+func again(op func() error) error {
+	for range maxRaces {
+		if err := op(); fserr.Errno(err) != syscall.ESTALE {
+			return err
+		}
+	}
+	return fserr.New(syscall.EBUSY, "what the path leads to keeps being replaced")
+}
 
 func (f *FS) openFile(ctx context.Context, name string, flag int, perm fs.FileMode) (*File, error) {
 	create, exclusive := flag&os.O_CREATE != 0, flag&(os.O_CREATE|os.O_EXCL) == os.O_CREATE|os.O_EXCL
@@ -83,7 +98,7 @@ func (f *FS) Create(ctx context.Context, name string) (*File, error) {
 
 // Mkdir makes a directory.
 func (f *FS) Mkdir(ctx context.Context, name string, perm fs.FileMode) error {
-	return pathError("mkdir", name, f.mkdir(ctx, name, perm))
+	return pathError("mkdir", name, again(func() error { return f.mkdir(ctx, name, perm) }))
 }
 
 func (f *FS) mkdir(ctx context.Context, name string, perm fs.FileMode) error {
@@ -100,6 +115,10 @@ func (f *FS) mkdir(ctx context.Context, name string, perm fs.FileMode) error {
 
 // MkdirAll makes a directory and those above it that do not exist. It is no error if it exists.
 func (f *FS) MkdirAll(ctx context.Context, name string, perm fs.FileMode) error {
+	return again(func() error { return f.mkdirAll(ctx, name, perm) })
+}
+
+func (f *FS) mkdirAll(ctx context.Context, name string, perm fs.FileMode) error {
 	p, err := f.low.walk(ctx, f.cred, name, true)
 	switch {
 	case err == nil && p.exists && p.attr.IsDir():
@@ -110,7 +129,7 @@ func (f *FS) MkdirAll(ctx context.Context, name string, perm fs.FileMode) error 
 		return pathError("mkdir", name, err)
 	}
 	if up := parentPath(name); up != "" {
-		if err := f.MkdirAll(ctx, up, perm); err != nil {
+		if err := f.mkdirAll(ctx, up, perm); err != nil {
 			return err
 		}
 	}
@@ -135,7 +154,7 @@ func parentPath(name string) string {
 
 // Remove removes a file or an empty directory.
 func (f *FS) Remove(ctx context.Context, name string) error {
-	return pathError("remove", name, f.remove(ctx, name))
+	return pathError("remove", name, again(func() error { return f.remove(ctx, name) }))
 }
 
 func (f *FS) remove(ctx context.Context, name string) error {
@@ -171,7 +190,11 @@ func (f *FS) RemoveAll(ctx context.Context, name string) error {
 	if strings.HasSuffix(strings.TrimRight("/"+name, "/"), "/.") {
 		return pathError("unlinkat", name, syscall.EINVAL)
 	}
-	p, err := f.spot(ctx, name, true)
+	var p place
+	err := again(func() (err error) {
+		p, err = f.spot(ctx, name, true)
+		return err
+	})
 	switch {
 	case err != nil && fserr.Errno(err) == syscall.ENOENT, err == nil && !p.exists:
 		return nil
@@ -193,14 +216,14 @@ func (f *FS) removeTree(ctx context.Context, path string, parent Ino, name strin
 		}
 		errno := fserr.Errno(err)
 		switch {
-		case err == nil || errno == syscall.ENOENT:
+		case err == nil || vanished(err): // the entry, or its directory
 			return nil
 		case errno == syscall.ENOTEMPTY || errno == syscall.EEXIST:
 			if err := f.removeEntries(ctx, path, a.Ino); err != nil {
 				return err
 			}
 		case a.IsDir() && errno == syscall.ENOTDIR || !a.IsDir() && errno == syscall.EISDIR:
-			if a, err = f.low.Lookup(ctx, f.cred, parent, name); fserr.Errno(err) == syscall.ENOENT {
+			if a, err = f.low.Lookup(ctx, f.cred, parent, name); vanished(err) {
 				return nil
 			} else if err != nil {
 				return pathError("unlinkat", path, err)
@@ -214,7 +237,7 @@ func (f *FS) removeTree(ctx context.Context, path string, parent Ino, name strin
 
 func (f *FS) removeEntries(ctx context.Context, path string, ino Ino) error {
 	d, err := f.low.OpenDir(ctx, f.cred, ino)
-	if fserr.Errno(err) == syscall.ENOENT {
+	if vanished(err) {
 		return nil
 	}
 	if err != nil {
@@ -223,7 +246,7 @@ func (f *FS) removeEntries(ctx context.Context, path string, ino Ino) error {
 	var first error
 	for offset := uint64(0); ; {
 		entries, err := d.ReadAt(ctx, offset)
-		if err != nil {
+		if err != nil && !vanished(err) {
 			return pathError("unlinkat", path, err)
 		}
 		if len(entries) == 0 {
@@ -243,7 +266,7 @@ func (f *FS) removeEntries(ctx context.Context, path string, ino Ino) error {
 
 // Rename moves a file or directory, replacing what has the new name, which if a directory must be empty.
 func (f *FS) Rename(ctx context.Context, oldname, newname string) error {
-	return linkError("rename", oldname, newname, f.rename(ctx, oldname, newname))
+	return linkError("rename", oldname, newname, again(func() error { return f.rename(ctx, oldname, newname) }))
 }
 
 func (f *FS) rename(ctx context.Context, oldname, newname string) error {
@@ -271,7 +294,7 @@ func (f *FS) rename(ctx context.Context, oldname, newname string) error {
 
 // Link gives the file oldname the further name newname.
 func (f *FS) Link(ctx context.Context, oldname, newname string) error {
-	err := func() error {
+	err := again(func() error {
 		from, err := f.find(ctx, oldname, false)
 		if err != nil {
 			return err
@@ -285,13 +308,13 @@ func (f *FS) Link(ctx context.Context, oldname, newname string) error {
 		}
 		_, err = f.low.Link(ctx, f.cred, from.attr.Ino, to.parent.Ino, to.name)
 		return err
-	}()
+	})
 	return linkError("link", oldname, newname, err)
 }
 
 // Symlink makes newname a symlink to oldname.
 func (f *FS) Symlink(ctx context.Context, oldname, newname string) error {
-	err := func() error {
+	err := again(func() error {
 		to, err := f.spot(ctx, newname, false)
 		if err != nil {
 			return err
@@ -301,20 +324,21 @@ func (f *FS) Symlink(ctx context.Context, oldname, newname string) error {
 		}
 		_, err = f.low.Symlink(ctx, f.cred, to.parent.Ino, to.name, oldname)
 		return err
-	}()
+	})
 	return linkError("symlink", oldname, newname, err)
 }
 
 // Readlink returns a symlink's target.
 func (f *FS) Readlink(ctx context.Context, name string) (string, error) {
-	p, err := f.find(ctx, name, false)
-	if err == nil && !p.attr.IsSymlink() {
-		err = syscall.EINVAL
-	}
-	if err != nil {
-		return "", pathError("readlink", name, err)
-	}
-	return p.attr.Symlink, nil
+	var target string
+	err := f.at(ctx, name, false, func(a Attr) error {
+		if !a.IsSymlink() {
+			return syscall.EINVAL
+		}
+		target = a.Symlink
+		return nil
+	})
+	return target, pathError("readlink", name, err)
 }
 
 // Stat returns what a path leads to, symlinks followed. Its Sys is an *Attr.
@@ -328,11 +352,23 @@ func (f *FS) Lstat(ctx context.Context, name string) (fs.FileInfo, error) {
 }
 
 func (f *FS) stat(ctx context.Context, op, name string, follow bool) (fs.FileInfo, error) {
-	p, err := f.find(ctx, name, follow)
-	if err != nil {
-		return nil, pathError(op, name, err)
-	}
-	return FileInfo(name, p.attr), nil
+	var info fs.FileInfo
+	err := f.at(ctx, name, follow, func(a Attr) error {
+		info = FileInfo(name, a)
+		return nil
+	})
+	return info, pathError(op, name, err)
+}
+
+// at does something to what a path leads to, which must exist.
+func (f *FS) at(ctx context.Context, name string, follow bool, do func(Attr) error) error {
+	return again(func() error {
+		p, err := f.find(ctx, name, follow)
+		if err != nil {
+			return err
+		}
+		return do(p.attr)
+	})
 }
 
 // ReadDir lists a directory in the order of the names.
@@ -395,49 +431,44 @@ func (f *FS) Chtimes(ctx context.Context, name string, atime, mtime time.Time) e
 }
 
 func (f *FS) change(ctx context.Context, op, name string, follow bool, s SetAttr) error {
-	p, err := f.find(ctx, name, follow)
-	if err == nil {
-		_, err = f.low.SetAttr(ctx, f.cred, p.attr.Ino, s)
-	}
-	return pathError(op, name, err)
+	return pathError(op, name, f.at(ctx, name, follow, func(a Attr) error {
+		_, err := f.low.SetAttr(ctx, f.cred, a.Ino, s)
+		return err
+	}))
 }
 
 // GetXattr returns the value of a file's extended attribute.
 func (f *FS) GetXattr(ctx context.Context, name, attr string) ([]byte, error) {
-	p, err := f.find(ctx, name, true)
-	if err != nil {
-		return nil, pathError("getxattr", name, err)
-	}
-	value, err := f.low.GetXattr(ctx, f.cred, p.attr.Ino, attr)
+	var value []byte
+	err := f.at(ctx, name, true, func(a Attr) (err error) {
+		value, err = f.low.GetXattr(ctx, f.cred, a.Ino, attr)
+		return err
+	})
 	return value, pathError("getxattr", name, err)
 }
 
 // ListXattr returns the names of a file's extended attributes.
 func (f *FS) ListXattr(ctx context.Context, name string) ([]string, error) {
-	p, err := f.find(ctx, name, true)
-	if err != nil {
-		return nil, pathError("listxattr", name, err)
-	}
-	names, err := f.low.ListXattr(ctx, f.cred, p.attr.Ino)
+	var names []string
+	err := f.at(ctx, name, true, func(a Attr) (err error) {
+		names, err = f.low.ListXattr(ctx, f.cred, a.Ino)
+		return err
+	})
 	return names, pathError("listxattr", name, err)
 }
 
 // SetXattr sets a file's extended attribute; flags are XattrCreate, XattrReplace or 0.
 func (f *FS) SetXattr(ctx context.Context, name, attr string, value []byte, flags int) error {
-	p, err := f.find(ctx, name, true)
-	if err == nil {
-		err = f.low.SetXattr(ctx, f.cred, p.attr.Ino, attr, value, flags)
-	}
-	return pathError("setxattr", name, err)
+	return pathError("setxattr", name, f.at(ctx, name, true, func(a Attr) error {
+		return f.low.SetXattr(ctx, f.cred, a.Ino, attr, value, flags)
+	}))
 }
 
 // RemoveXattr removes a file's extended attribute.
 func (f *FS) RemoveXattr(ctx context.Context, name, attr string) error {
-	p, err := f.find(ctx, name, true)
-	if err == nil {
-		err = f.low.RemoveXattr(ctx, f.cred, p.attr.Ino, attr)
-	}
-	return pathError("removexattr", name, err)
+	return pathError("removexattr", name, f.at(ctx, name, true, func(a Attr) error {
+		return f.low.RemoveXattr(ctx, f.cred, a.Ino, attr)
+	}))
 }
 
 // ReadFile returns what is in a file.

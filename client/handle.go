@@ -25,12 +25,14 @@ type Handle struct {
 	file     *data.File // one reference
 	cred     Cred
 	flags    int
+	losses   atomic.Int64 // of the file's data that were said to the holder of the handle, or came before it
 	released atomic.Bool
 }
 
 // newHandle makes a handle of an inode whose open is recorded in the metadata client; the handle gives it up.
 func (f *FS) newHandle(cred Cred, attr *pb.Attr, flags int) *Handle {
 	h := &Handle{fs: f, ino: Ino(attr.Inode), file: f.store.File(attr.Inode, attr), cred: cred, flags: flags}
+	h.losses.Store(int64(h.file.Losses()))
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	o := f.files[h.ino]
@@ -120,12 +122,18 @@ func (h *Handle) WriteAt(ctx context.Context, p []byte, off int64) (int, error) 
 	if uint64(off)+uint64(len(p)) > posix.MaxSize {
 		return 0, fserr.New(syscall.EFBIG, "a write of %d bytes at %d", len(p), off)
 	}
+	if err := h.said(nil); err != nil {
+		return 0, err
+	}
 	h.dropPrivileges()
 	n, err := h.file.WriteAt(ctx, p, off)
 	return n, h.written(ctx, err)
 }
 
 func (h *Handle) append(ctx context.Context, p []byte) (int, error) {
+	if err := h.said(nil); err != nil {
+		return 0, err
+	}
 	h.dropPrivileges()
 	n, err := h.file.Append(ctx, p)
 	return n, h.written(ctx, err)
@@ -140,7 +148,21 @@ func (h *Handle) dropPrivileges() {
 
 func (h *Handle) written(ctx context.Context, err error) error {
 	if err == nil && h.flags&(syscall.O_SYNC|syscall.O_DSYNC) != 0 {
-		return h.file.Commit(ctx, true)
+		err = h.file.Commit(ctx, true)
+	}
+	return h.said(err)
+}
+
+// said turns the outcome of an operation into what the holder of the handle is told: that data of the file was lost is said
+// once to each, whoever else heard of it.
+func (h *Handle) said(err error) error {
+	losses, loss := h.file.Lost(int(h.losses.Load()))
+	if loss == nil || err != nil && fserr.Errno(err) != fserr.Errno(loss) {
+		return err
+	}
+	h.losses.Store(int64(losses))
+	if err == nil {
+		err = loss
 	}
 	return err
 }
@@ -151,7 +173,7 @@ func (h *Handle) Flush(ctx context.Context) error {
 	if h.released.Load() {
 		return syscall.EBADF
 	}
-	return h.file.Commit(ctx, false)
+	return h.said(h.file.Commit(ctx, false))
 }
 
 // Sync publishes what was written and returns when it is durable. dataOnly is fdatasync: there is nothing that it could
@@ -160,7 +182,7 @@ func (h *Handle) Sync(ctx context.Context, dataOnly bool) error {
 	if h.released.Load() {
 		return syscall.EBADF
 	}
-	return h.file.Commit(ctx, true)
+	return h.said(h.file.Commit(ctx, true))
 }
 
 // Truncate sets the size.
@@ -173,7 +195,7 @@ func (h *Handle) Truncate(ctx context.Context, size int64) error {
 	}
 	s := uint64(size)
 	_, err := h.fs.setAttr(ctx, h.cred, &pb.SetAttr{Inode: uint64(h.ino), Size: &s, Opened: true})
-	return err
+	return h.said(err)
 }
 
 // Attr returns the attributes, uncommitted writes of this client included.
@@ -189,7 +211,7 @@ func (h *Handle) Release(ctx context.Context) error {
 	if !h.released.CompareAndSwap(false, true) {
 		return syscall.EBADF
 	}
-	err := h.file.Close(ctx)
+	err := h.said(h.file.Close(ctx))
 	f := h.fs
 	f.mu.Lock()
 	if o := f.files[h.ino]; o.handles > 1 {

@@ -251,11 +251,14 @@ func (db *DB) Failure() error {
 	}
 }
 
+// fail stops the database. The caller holds mu, if only for reading, or broadcasts room under it afterwards: else an Update
+// that is about to wait for room might miss it.
 func (db *DB) fail(cause error) {
 	db.failOnce.Do(func() {
 		db.failure = fmt.Errorf("%w: %w", ErrFailed, cause)
 		db.opts.Logger.Error("the metadata database failed; this metaserver stops applying", "path", db.path, "error", cause)
 		close(db.failed)
+		db.room.Broadcast()
 	})
 }
 

@@ -214,7 +214,6 @@ func (db *DB) ensureMapped() error {
 	}
 	if db.mapped < need {
 		db.fail(fmt.Errorf("flush %s: the process may have only %d bytes of address space for it, it needs %d", db.path, db.mapped, need))
-		db.room.Broadcast()
 		return db.Failure()
 	}
 	return nil

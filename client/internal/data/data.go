@@ -166,7 +166,7 @@ func (s *Store) Close() error {
 	var commits sync.WaitGroup
 	for i, f := range files { // all at once: one that has to wait must not take the time of the others
 		if f.Dirty() {
-			commits.Go(func() { errs[i] = f.Commit(ctx, false) })
+			commits.Go(func() { errs[i] = f.finish(ctx) })
 		}
 	}
 	commits.Wait()

@@ -2,6 +2,7 @@ package data
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"syscall"
 	"time"
@@ -397,8 +398,36 @@ func (f *File) KillPrivileges() {
 	}
 }
 
-// takeError returns an error that a background task left, once. It also notices that bytes were lost.
+// Losses returns how often written data of the file was lost so far.
+func (f *File) Losses() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.losses
+}
+
+// Lost returns how often written data of the file was lost so far, and, if that was more often than the caller knows of, why
+// it was last. Who shares a File with others asks it beside every operation: errors are returned to the first who comes,
+// and another's having heard of a loss does not make one's own data safe.
+func (f *File) Lost(known int) (losses int, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.notice()
+	if f.losses != known {
+		f.err, err = nil, f.loss
+	}
+	return f.losses, err
+}
+
+// takeError returns an error that a background task left, once.
 func (f *File) takeError() error {
+	f.notice()
+	err := f.err
+	f.err = nil
+	return err
+}
+
+// notice looks whether bytes were lost.
+func (f *File) notice() {
 	session := f.s.meta.SessionGen()
 	for _, g := range f.gens {
 		if g.session != session && !g.empty() && !g.publishes {
@@ -410,9 +439,6 @@ func (f *File) takeError() error {
 			break
 		}
 	}
-	err := f.err
-	f.err = nil
-	return err
 }
 
 // fail drops everything that is not committed. err is for the next operation to return.
@@ -479,10 +505,19 @@ func (f *File) Truncated(size uint64, attr *pb.Attr) {
 	f.attr = a
 }
 
+// finish publishes everything, what was written since earlier data was lost included.
+func (f *File) finish(ctx context.Context) error {
+	err := f.Commit(ctx, false)
+	if err != nil && ctx.Err() == nil && f.Dirty() {
+		err = errors.Join(err, f.Commit(ctx, false))
+	}
+	return err
+}
+
 // Close gives the caller's reference back. What is dirty is published as by Commit; should ctx end before, that goes on in
 // the background.
 func (f *File) Close(ctx context.Context) error {
-	err := f.Commit(ctx, false)
+	err := f.finish(ctx)
 	f.s.mu.Lock()
 	f.refs--
 	last := f.refs == 0

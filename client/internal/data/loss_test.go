@@ -425,3 +425,19 @@ func TestCloseOfStoreDoesNotQueue(t *testing.T) {
 		t.Errorf("the small file has %d bytes", size)
 	}
 }
+
+// TestCloseAfterLoss: what was written after earlier data was lost is published all the same.
+func TestCloseAfterLoss(t *testing.T) {
+	x := newFixture(t, 3, 3, 2)
+	f := x.file()
+	mustWrite(t, f, pattern(50_000, 1), 0)
+	f.mu.Lock()
+	f.err = fserr.New(syscall.EDQUOT, "an earlier commit failed")
+	f.mu.Unlock()
+	if err := f.Close(x.ctx()); !errors.Is(err, syscall.EDQUOT) {
+		t.Fatal(err)
+	}
+	if size := x.meta.attr(f.inode).Size; size != 50_000 {
+		t.Errorf("%d bytes were published", size)
+	}
+}
