@@ -15,7 +15,6 @@ import (
 const (
 	metaFile  = "meta.json" // whose directory it is
 	stateFile = "state.db"  // the state, see package kv
-	raftDir   = "raft"      // log and snapshots, see package consensus
 	lockFile  = "lock"      // flocked while a process uses the directory
 )
 

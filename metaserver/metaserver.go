@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -101,7 +100,7 @@ func (s *Server) startRaft() error {
 		peers = map[uint64]string{s.cfg.ID: s.cfg.Advertise}
 	}
 	node, err := consensus.New(consensus.Config{
-		ID: s.cfg.ID, Address: s.cfg.Advertise, Dir: filepath.Join(s.cfg.Dir, raftDir), Peers: peers,
+		ID: s.cfg.ID, Address: s.cfg.Advertise, Dir: s.cfg.Dir, Peers: peers,
 		DB: s.db, Apply: s.apply, Pool: s.pool, Cluster: s.cluster, Logger: s.log, Registerer: s.registerer(),
 		HeartbeatTimeout: s.cfg.HeartbeatTimeout,
 	})

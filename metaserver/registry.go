@@ -241,6 +241,7 @@ func isOrphan(r kv.Reader, server chunk.ServerID, id chunk.ID) bool {
 
 // inventory is a listing of a server's chunks that is being received.
 type inventory struct {
+	reports int                 // taken so far
 	good    map[chunk.ID]uint32 // length of each copy that the server does not call bad
 	bad     uint64
 	foreign uint64
@@ -261,7 +262,7 @@ func (h *heartbeats) take(req *pb.HeartbeatRequest) error {
 	if h.inventory == nil {
 		h.inventory = &inventory{good: map[chunk.ID]uint32{}}
 	}
-	if len(h.inventory.good)+len(req.Inventory) > maxInventory {
+	if h.inventory.reports += len(req.Inventory); h.inventory.reports > maxInventory {
 		return status.Errorf(codes.InvalidArgument, "an inventory of more than %d chunks", maxInventory)
 	}
 	// The state must be newer than the page: a chunk is in it before any server can have it.

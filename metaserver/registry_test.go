@@ -249,6 +249,14 @@ func TestInventory(t *testing.T) {
 	})
 }
 
+// An inventory that does not end is given up, whatever it lists.
+func TestEndlessInventory(t *testing.T) {
+	h := &heartbeats{inventory: &inventory{good: map[chunk.ID]uint32{}, reports: maxInventory}}
+	if err := h.take(&pb.HeartbeatRequest{Inventory: []*pb.ChunkReport{{Id: 1}}}); status.Code(err) != codes.InvalidArgument {
+		t.Fatalf("one report too many: %v", err)
+	}
+}
+
 func TestHorizonTrustsNoClock(t *testing.T) {
 	var h horizon
 	t0 := time.Now()

@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"math/bits"
+	"runtime"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/mem"
@@ -12,10 +15,14 @@ import (
 
 // Memory is a pool of buffers for reads. It may bound how much of them is out at once, replies on their way to slow clients
 // included. It does not clear buffers: a read overwrites all that it hands out.
+//
+// gRPC forgets some replies of a connection that breaks without giving them back. These count until the garbage collector
+// finds them.
 type Memory struct {
-	limit int64
-	sem   *semaphore.Weighted // nil: no limit
-	tiers [maxTier - minTier + 1]sync.Pool
+	limit     int64
+	sem       *semaphore.Weighted // nil: no limit
+	collected atomic.Int64        // when the collector was last asked for, nanoseconds since 1970
+	tiers     [maxTier - minTier + 1]sync.Pool
 }
 
 const (
@@ -50,7 +57,7 @@ func (m *Memory) acquire(ctx context.Context, sizes []int) ([]*[]byte, error) {
 		if total > m.limit {
 			return nil, fmt.Errorf("disk: a read needs %d bytes of buffers, the limit is %d", total, m.limit)
 		}
-		if err := m.sem.Acquire(ctx, total); err != nil {
+		if err := m.wait(ctx, total); err != nil {
 			return nil, err
 		}
 	}
@@ -67,13 +74,53 @@ func (m *Memory) acquire(ctx context.Context, sizes []int) ([]*[]byte, error) {
 	return bufs, nil
 }
 
+// collectAfter is how long a read waits for memory before it has what gRPC forgot looked for; the next time at the earliest
+// as long after.
+const collectAfter = time.Second
+
+func (m *Memory) wait(ctx context.Context, n int64) error {
+	if m.sem.TryAcquire(n) {
+		return nil
+	}
+	t := time.AfterFunc(collectAfter, func() {
+		now, last := time.Now().UnixNano(), m.collected.Load()
+		if now-last >= int64(collectAfter) && m.collected.CompareAndSwap(last, now) {
+			runtime.GC()
+		}
+	})
+	defer t.Stop()
+	return m.sem.Acquire(ctx, n)
+}
+
+// lease is the pool that one buffer goes back to.
+type lease struct {
+	*Memory
+	forgotten runtime.Cleanup
+}
+
+// buffer makes a mem.Buffer of a buffer of acquire. When nothing refers to it any more it counts no more, freed or not.
+func (m *Memory) buffer(b *[]byte) mem.Buffer {
+	l := &lease{Memory: m}
+	if m.sem != nil {
+		l.forgotten = runtime.AddCleanup(l, m.sem.Release, int64(cap(*b)))
+	}
+	return mem.NewBuffer(b, l)
+}
+
+// Put implements mem.BufferPool.
+func (l *lease) Put(b *[]byte) {
+	l.forgotten.Stop()
+	l.Memory.Put(b)
+	runtime.KeepAlive(l) // until here it was not forgotten
+}
+
 // Get exists to make Memory a mem.BufferPool; nothing here takes buffers that way.
 func (m *Memory) Get(n int) *[]byte {
 	b := make([]byte, n)
 	return &b
 }
 
-// Put takes a buffer of acquire back. mem.Buffer calls it when the last reference is gone.
+// Put takes a buffer of acquire back.
 func (m *Memory) Put(b *[]byte) {
 	n := cap(*b)
 	*b = (*b)[:n]

@@ -8,7 +8,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
-	walfs "github.com/hashicorp/raft-wal/fs"
 	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
@@ -29,7 +28,11 @@ type logStore struct {
 
 // openLog opens the log in a directory that nobody else uses. fail is told when it takes nothing more.
 func openLog(dir string, segmentSize int, log hclog.Logger, fail func(error)) (_ *logStore, err error) {
-	s := &logStore{meta: &metadb.BoltMetaDB{}, segs: newSegments(dir), fail: fail}
+	segs, err := newSegments(dir)
+	if err != nil {
+		return nil, fmt.Errorf("consensus: %w", err)
+	}
+	s := &logStore{meta: &metadb.BoltMetaDB{}, segs: segs, fail: fail}
 	defer func() {
 		if r := recover(); r != nil { // bbolt, which holds the log's table of contents, trusts its pages
 			err = fmt.Errorf("consensus: the log in %s is damaged: %v", dir, r)
@@ -40,6 +43,7 @@ func openLog(dir string, segmentSize int, log hclog.Logger, fail func(error)) (_
 			wal.WithSegmentSize(segmentSize), wal.WithLogger(log.Named("wal")))
 	}
 	if err != nil {
+		segs.files.close()
 		return nil, errors.Join(fmt.Errorf("consensus: the log in %s cannot be opened: %w", dir, err), s.meta.Close())
 	}
 	return s, nil
@@ -71,19 +75,27 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 
 // Close closes the log after raft stopped using it. The WAL does not close its table of contents by itself.
 func (s *logStore) Close() (err error) {
-	s.close.Do(func() { err = errors.Join(s.WAL.Close(), s.meta.Close()) })
+	s.close.Do(func() {
+		err = errors.Join(s.WAL.Close(), s.meta.Close())
+		s.segs.files.close()
+	})
 	return err
 }
 
 // segments are the WAL's files. They know whether a full one waits for its successor.
 type segments struct {
 	*segment.Filer
+	files     *zeroedFS
 	mu        sync.Mutex
 	successor chan error // has room for the outcome; nil while none is waited for
 }
 
-func newSegments(dir string) *segments {
-	return &segments{Filer: segment.NewFiler(dir, walfs.New())}
+func newSegments(dir string) (*segments, error) {
+	files, err := newZeroedFS(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &segments{Filer: segment.NewFiler(dir, files), files: files}, nil
 }
 
 // full begins the wait for a successor.

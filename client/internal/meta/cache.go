@@ -48,6 +48,7 @@ type cache struct {
 
 	mu        sync.Mutex
 	until     time.Time     // the lease
+	wall      int64         // likewise by the wall clock, ns
 	granted   chan struct{} // closed at the first lease
 	entries   map[uint64]*entry
 	head      entry // of the list
@@ -100,17 +101,24 @@ func (c *cache) waitLease(ctx context.Context) error {
 func (c *cache) renew(until time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !time.Now().Before(c.until) {
+	if !c.runs() {
 		c.notify(c.clear(), func() {})
 	}
 	if until.After(c.until) {
-		c.until = until
+		c.until, c.wall = until, until.UnixNano()
 	}
 	select {
 	case <-c.granted:
 	default:
 		close(c.granted)
 	}
+}
+
+// runs tells whether the lease has not run out. Both clocks have to say so: the monotonic one stands still while the machine
+// sleeps. Where the wall clock is set forward, that only costs what is cached. mu is held.
+func (c *cache) runs() bool {
+	now := time.Now()
+	return now.Before(c.until) && now.UnixNano() < c.wall
 }
 
 // drop drops everything at once. That is enough when the lease ran out long ago.
@@ -233,7 +241,7 @@ func (c *cache) remove(e *entry) {
 // get returns an entry that may be used now, or nil. mu is held.
 func (c *cache) get(ino uint64) *entry {
 	e := c.entries[ino]
-	if e == nil || !time.Now().Before(c.until) {
+	if e == nil || !c.runs() {
 		return nil
 	}
 	if c.head.prev != e { // to the end of the list
@@ -257,7 +265,7 @@ func (c *cache) sent() uint64 {
 
 // trusted tells whether a leased reply about ino to a request of that epoch may be cached. mu is held.
 func (c *cache) trusted(ino, sent uint64) bool {
-	return sent >= c.floor && c.revoked[ino] <= sent && time.Now().Before(c.until)
+	return sent >= c.floor && c.revoked[ino] <= sent && c.runs()
 }
 
 // learn caches attributes and returns the entry, or nil if a reply of that epoch must not be cached. mu is held.

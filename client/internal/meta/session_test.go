@@ -189,6 +189,30 @@ func TestLapsedLeaseIsNotUsed(t *testing.T) {
 	}
 }
 
+// While the machine sleeps the monotonic clock stands still, and the lease runs out all the same: the wall clock shows it.
+func TestSleepEndsTheLease(t *testing.T) {
+	f := newFake(t)
+	c := dial(t, f)
+	ino := mustMake(t, c, 1, "a", syscall.S_IFREG|0o644)
+	if c.Until(ino).IsZero() {
+		t.Fatal("not cached")
+	}
+	c.cache.mu.Lock()
+	c.cache.wall -= int64(time.Hour)
+	c.cache.mu.Unlock()
+	if !c.Until(ino).IsZero() {
+		t.Fatal("cached attributes are used an hour after the lease ran out")
+	}
+	c.cache.renew(time.Now().Add(time.Minute))
+	if !c.Until(1).IsZero() || !c.Until(ino).IsZero() {
+		t.Fatal("what was cached before the lease ran out came back")
+	}
+	mustLookup(t, c, 1, "a")
+	if c.Until(ino).IsZero() {
+		t.Fatal("not cached under the new lease")
+	}
+}
+
 func TestOpenInodesAreTold(t *testing.T) {
 	f := newFake(t)
 	other, c := dial(t, f), dial(t, f)
