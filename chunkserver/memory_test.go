@@ -103,7 +103,7 @@ func TestMemoryOfClientsThatVanish(t *testing.T) {
 		w.send(want, nil)
 	}
 	w.acked(4*chunk.MaxFrame, 0)
-	for round := range 4 {
+	for round := range 10 {
 		way := newClog(t, s.Address())
 		conn, err := rpc.Dial(way.Addr().String())
 		if err != nil {

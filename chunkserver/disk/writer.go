@@ -24,6 +24,8 @@ type Writer struct {
 	// of the appending goroutine
 	pos     int64 // where the next record goes in the file
 	flushed int64 // writeback was started up to here
+	zeroed  int64 // the file reaches to here, with zeros beyond pos; 0 while nothing was written ahead
+	small   int   // syncs in a row that had little to make durable
 	named   bool  // the file's name is on disk
 	done    bool  // Finish was called
 	head    []byte
@@ -75,18 +77,41 @@ func (w *Writer) Append(offset uint64, sums []uint32, payload mem.BufferSlice) e
 	for _, b := range payload {
 		w.bufs = append(w.bufs, b.ReadOnlyData())
 	}
+	end := at + int64(len(w.head)) + int64(n)
+	zeroed := w.zeroAhead(end)
 	err := w.file.WriteBuffers(w.bufs, at)
 	clear(w.bufs) // the payload's buffers go back to their pool
 	if err != nil {
 		return w.writeFailed(err, at)
 	}
-	w.pos = at + int64(len(w.head)) + int64(n)
+	w.pos, w.zeroed = end, zeroed
 	w.mu.Lock()
 	w.ix.add(offset, n, w.pos-int64(n), sums)
 	w.mu.Unlock()
 	w.d.written(uint64(w.pos - at))
 	w.writeback()
 	return nil
+}
+
+// A sync of a file that grew makes the file system write its journal, which takes longer than the data of a small append.
+// So once a chunk was synced smallSyncs times in a row with at most smallSync bytes each, it grows by aheadSize at a time.
+// What is beyond the last record reads as no record, after a crash too; sealing cuts it off.
+const (
+	smallSyncs = 4
+	smallSync  = 64 << 10
+	aheadSize  = 256 << 10
+)
+
+var zeros [aheadSize]byte
+
+// zeroAhead adds zeros to what is about to be written up to end, if they are wanted, and returns up to where the file
+// then reaches.
+func (w *Writer) zeroAhead(end int64) int64 {
+	if end <= w.zeroed || w.small < smallSyncs {
+		return w.zeroed
+	}
+	w.bufs = append(w.bufs, zeros[:])
+	return end + aheadSize
 }
 
 // admit says whether a frame may be appended.
@@ -117,6 +142,7 @@ func (w *Writer) writeFailed(err error, at int64) error {
 		return w.fail(err)
 	}
 	w.d.full()
+	w.zeroed, w.small = 0, 0
 	if cut := w.file.Truncate(at); cut != nil {
 		w.stop(fmt.Errorf("chunk %v: %w", w.id, ErrFull)) // what is beyond its end is ignored, but nothing can follow it
 		w.d.log.Warn("a record that did not fit on the disk could not be cut off", "chunk", w.id, "err", cut)
@@ -177,6 +203,9 @@ func (w *Writer) Sync() error {
 			return w.fail(err)
 		}
 		w.named = true
+	}
+	if w.small++; length-durable > smallSync {
+		w.small = 0
 	}
 	w.flushed = w.pos
 	w.mu.Lock()
@@ -249,6 +278,11 @@ func (w *Writer) settle() error {
 
 // seal writes the index. It need not be on disk: without it the records are found one by one.
 func (w *Writer) seal() error {
+	if w.zeroed > w.pos { // the index is found from the end of the file
+		if err := w.file.Truncate(w.pos); err != nil {
+			return fmt.Errorf("cut off what was written ahead of chunk %v: %w", w.id, err)
+		}
+	}
 	b := appendSeal(nil, w.d.cluster(), w.id, w.salt, &w.ix, w.pos)
 	if err := w.file.WriteBuffers([][]byte{b}, w.pos); err != nil {
 		if isFull(err) {
