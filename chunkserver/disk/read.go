@@ -55,7 +55,7 @@ func (d *Disk) Read(ctx context.Context, m *Memory, id chunk.ID, offset uint64, 
 			}
 			return nil, nil, d.damaged(id, err)
 		}
-		payload = append(payload, trim(mem.NewBuffer(bufs[i], m), n))
+		payload = append(payload, trim(m.buffer(bufs[i]), n))
 		rest = rest[spans[i].pieces:]
 	}
 	return h.ix.replySums(pieces, payload), payload, nil

@@ -306,3 +306,53 @@ func TestFileVanishes(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestWrittenAhead: a chunk that is synced after every small append grows in steps, with zeros behind its last record. They
+// change nothing for readers, for recovery at whatever byte a crash cuts the last record off, or for sealing.
+func TestWrittenAhead(t *testing.T) {
+	d := open(t, t.TempDir(), Options{})
+	w := create(t, d, 0x11)
+	var data []byte
+	var starts []int64
+	for range smallSyncs + 3 {
+		p := random(70)
+		data = append(data, p...)
+		starts = append(starts, max(w.pos, headerSize))
+		appendTo(t, w, p)
+		syncNow(t, w)
+	}
+	mustRead(t, d, w.id, 0, data)
+	end := w.pos
+	crash(d)
+	file := contents(t, d.pathOf(w.id))
+	if int64(len(file)) <= end || !bytes.Equal(file[end:], make([]byte, int64(len(file))-end)) {
+		t.Fatalf("the file has %d bytes, its records end at %d: no zeros follow", len(file), end)
+	}
+	s := newShelf(t, w.id)
+	last := starts[len(starts)-1]
+	for cut := last; cut <= end; cut++ { // bytes of the last record that came to the disk
+		torn := bytes.Clone(file)
+		clear(torn[cut:])
+		want := len(data)
+		if !bytes.Equal(torn[last:end], file[last:end]) { // its last bytes may be zeros themselves
+			want -= 70
+		}
+		if r := report(t, s.with(t, torn), w.id); r.Bad || r.Length != uint64(want) {
+			t.Fatalf("cut at %d of %d: %+v, want length %d", cut, end, r, want)
+		}
+		mustRead(t, s.d, w.id, 0, data[:want])
+	}
+
+	again := openT(t, t.TempDir(), Options{})
+	w = create(t, again, 0x12)
+	for i := range smallSyncs + 3 {
+		appendTo(t, w, data[70*i:70*(i+1)])
+		syncNow(t, w)
+	}
+	finish(t, w)
+	if size := len(contents(t, again.pathOf(w.id))); size > aheadSize {
+		t.Fatalf("the sealed file still has %d bytes", size)
+	}
+	again.cache.drop(w.id)
+	mustRead(t, again, w.id, 0, data)
+}

@@ -49,7 +49,7 @@ func (n *Node) catchUp(s *record) error {
 		f, err := os.Open(n.snapshots.path(s.ID, dataSuffix))
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("consensus: the database holds everything up to entry %d only, snapshot %s needs %d and the log before it is gone: "+
-				"the database is older than the directory %s; restore both from one backup, or, if there are peers, move both away and start again", applied, s.ID, s.Database, n.home.path)
+				"the database is older than the directory %s; restore both from one backup, or, if there are peers and ALL of them run and have caught up, move both away and start again", applied, s.ID, s.Database, n.home.path)
 		}
 		if err != nil {
 			return fmt.Errorf("consensus: %w", err)
@@ -63,6 +63,6 @@ func (n *Node) catchUp(s *record) error {
 }
 
 func (n *Node) gap(first uint64, but string) error {
-	return fmt.Errorf("consensus: the log in %s begins at entry %d, but %s: a part is missing; restore the directory from a backup, or, if there are peers, move it and the database away and start again",
+	return fmt.Errorf("consensus: the log in %s begins at entry %d, but %s: a part is missing; restore the directory from a backup, or, if there are peers and ALL of them run and have caught up, move it and the database away and start again",
 		n.home.path, first, but)
 }

@@ -32,8 +32,8 @@ var (
 )
 
 func errDamaged(path string) error {
-	return fmt.Errorf("kv: %s is damaged: if this metaserver has peers, stop it, move its data directory away and start it again, "+
-		"and it takes a copy from them; if not, restore the directory from a backup", path)
+	return fmt.Errorf("kv: %s is damaged: if this metaserver has peers and ALL of them run and have caught up, stop it, move its data "+
+		"directory away and start it again, and it takes a copy from them; else restore the directory from a backup", path)
 }
 
 // openFile opens a database that exists, with so much address space, or less where the system has not that much: it returns
