@@ -39,7 +39,7 @@ import (
 const (
 	DefaultMemory = 256 << 20 // bytes of written data on their way to the servers
 	DefaultCache  = 256 << 20 // bytes of file data kept for reading
-	DefaultAttrs  = 200_000   // inodes and names cached
+	DefaultAttrs  = 100_000   // inodes and names cached, and what weighs as much: 512 bytes of inline data, 8 extents
 )
 
 // FS is a connection to a cluster. It is safe for use by any number of goroutines.

@@ -167,8 +167,8 @@ type processes struct {
 	mountDir  string
 }
 
-// startProcesses starts a cluster and mounts it.
-func startProcesses(t testing.TB, metas, chunks int) *processes {
+// startProcesses starts a cluster and mounts it, with further flags for the mount.
+func startProcesses(t testing.TB, metas, chunks int, mountFlags ...string) *processes {
 	t.Helper()
 	requireFUSE(t)
 	dir := t.TempDir()
@@ -192,7 +192,7 @@ func startProcesses(t testing.TB, metas, chunks int) *processes {
 			"--data", filepath.Join(dir, fmt.Sprintf("chunk-%d", i+1)), "--meta", strings.Join(c.metaAddrs, ",")))
 	}
 	c.all(c.chunks, (*process).start)
-	c.mount = c.process("mount", "mount", strings.Join(c.metaAddrs, ","), c.mountDir)
+	c.mount = c.process("mount", append([]string{"mount", strings.Join(c.metaAddrs, ","), c.mountDir}, mountFlags...)...)
 	c.mount.start()
 	return c
 }

@@ -20,6 +20,7 @@ import (
 type mountOptions struct {
 	allowOther, readOnly, trace bool
 	memory, cache               int64 // MiB
+	attrs                       int   // inodes and names
 	web                         webFlags
 }
 
@@ -44,6 +45,7 @@ Ordinary users need the program fusermount3 (package fuse3); root needs nothing.
 	f.BoolVar(&o.trace, "trace", false, "log every request of the kernel (with --log-level debug)")
 	f.Int64Var(&o.memory, "memory", client.DefaultMemory>>20, "MiB of written data that may be on its way to the servers")
 	f.Int64Var(&o.cache, "cache", client.DefaultCache>>20, "MiB of file data kept for reading")
+	f.IntVar(&o.attrs, "cache-attrs", client.DefaultAttrs, "inodes and names kept, half a KiB each")
 	o.web.add(cmd, "")
 	return cmd
 }
@@ -54,8 +56,8 @@ func (c *cli) mount(cmd *cobra.Command, args []string, o mountOptions) error {
 	if len(args) == 2 {
 		addrs, subdir = parseSource(args[0])
 	}
-	if o.memory < 1 || o.cache < 0 {
-		return usagef("--memory %d, --cache %d: want MiB, at least 1 and 0", o.memory, o.cache)
+	if o.memory < 1 || o.cache < 0 || o.attrs < 1 {
+		return usagef("--memory %d, --cache %d, --cache-attrs %d: want at least 1, 0 and 1", o.memory, o.cache, o.attrs)
 	}
 	if err := checkAddresses(addrs); err != nil {
 		return err
@@ -78,7 +80,7 @@ func (c *cli) mount(cmd *cobra.Command, args []string, o mountOptions) error {
 	}
 	w.start()
 	waiting := time.AfterFunc(5*time.Second, func() { log.Warn("still waiting for the cluster to answer", "cluster", addrs) })
-	fsys, err := connect(ctx, addrs, timeout, client.WithLogger(log), client.WithRegisterer(reg), client.WithMemory(o.memory<<20), client.WithCache(o.cache<<20))
+	fsys, err := connect(ctx, addrs, timeout, client.WithLogger(log), client.WithRegisterer(reg), client.WithMemory(o.memory<<20), client.WithCache(o.cache<<20), client.WithAttrCache(o.attrs))
 	waiting.Stop()
 	if err != nil {
 		return errors.Join(err, w.Close())

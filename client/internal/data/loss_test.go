@@ -441,25 +441,3 @@ func TestCloseAfterLoss(t *testing.T) {
 		t.Errorf("%d bytes were published", size)
 	}
 }
-
-// TestReadOfLostData: a read does not wait for bytes that will never come, though nobody was told of the loss yet.
-func TestReadOfLostData(t *testing.T) {
-	x := newFixture(t, 3, 3, 2)
-	f := x.file()
-	want := pattern(50_000, 1)
-	mustWrite(t, f, want, 0)
-	mustCommit(t, f, true)
-	for _, s := range x.servers {
-		s.set(func(s *fakeServer) { s.full = true })
-	}
-	mustWrite(t, f, pattern(chunk.MaxFrame, 2), 0)
-	f.mu.Lock()
-	g := f.gens[0]
-	f.mu.Unlock()
-	eventually(t, "the data is given up", func() bool { return g.fault.Load() != nil })
-	checkContent(t, f, want)
-	if err := f.Commit(x.ctx(), false); !errors.Is(err, syscall.ENOSPC) {
-		t.Errorf("commit: %v", err)
-	}
-	mustClose(t, f)
-}

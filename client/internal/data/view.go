@@ -121,7 +121,6 @@ func (f *File) readOnce(ctx context.Context, p []byte, off uint64, attempt int, 
 func (f *File) uncommitted(p []byte, off uint64) ([]piece, []span, view) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.notice() // what is lost will never be found anywhere
 	v := f.view()
 	missing := []span{{off, off + uint64(len(p))}}
 	var pieces []piece

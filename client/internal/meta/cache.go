@@ -325,11 +325,18 @@ func (c *cache) learnExtents(r *pb.ExtentsReply, sent uint64) {
 	c.keepBlock(e, block, r)
 }
 
-// extentsPerWeight is how many extents count as much as an inode or a name.
-const extentsPerWeight = 8
+// How many extents, and how many bytes of inline data, count as much as an inode or a name, which take half a KiB each.
+const (
+	extentsPerWeight = 8
+	inlinePerWeight  = 512
+)
 
 func (c *cache) keepBlock(e *entry, block uint64, r *pb.ExtentsReply) {
-	w := 1 + len(r.Extents)/extentsPerWeight
+	inline := 0
+	for _, x := range r.Extents {
+		inline += len(x.Data)
+	}
+	w := 1 + len(r.Extents)/extentsPerWeight + inline/inlinePerWeight
 	if w > c.limit/2 {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -361,5 +362,24 @@ func TestObserverHoldsTheAnswerBack(t *testing.T) {
 	done() // once too often does no harm
 	if a := ackOf(t, st); a.Revoke != 77 {
 		t.Fatalf("answer %v", a)
+	}
+}
+
+// TestInlineDataWeighs: what small files hold is kept with their attributes, and must not be had for nothing.
+func TestInlineDataWeighs(t *testing.T) {
+	m, err := newMetrics(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newCache(100, m, func(func()) bool { return false })
+	c.renew(time.Now().Add(time.Hour))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for ino := uint64(1); ino <= 100; ino++ {
+		a := &pb.Attr{Inode: ino, Mode: syscall.S_IFREG, Size: 4096}
+		c.learnExtents(&pb.ExtentsReply{Attr: a, End: 4096, Extents: []*pb.Extent{{Length: 4096, Data: make([]byte, 4096)}}}, c.epoch)
+	}
+	if n := len(c.entries); n == 0 || n > 10 {
+		t.Fatalf("%d files of 4 KiB are kept where there is room for 100 empty ones", n)
 	}
 }

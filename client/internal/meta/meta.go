@@ -27,12 +27,12 @@ type Config struct {
 	Addresses  []string // host:port; one that answers is enough, the others are learnt
 	Name       string   // of this client, for people to read
 	Pool       *rpc.Pool
-	Entries    int // inodes and names cached; 0: 200,000
+	Entries    int // inodes and names cached, and what weighs as much; 0: 100,000
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // may be nil
 }
 
-const defaultEntries = 200_000
+const defaultEntries = 100_000
 
 // Client is a session with a cluster's metadata. It is safe for concurrent use.
 type Client struct {
