@@ -15,8 +15,6 @@ const (
 	maxExtents = 16384
 	// maxRefusals is how often a commit whose chunks the metaserver refused is tried with others.
 	maxRefusals = 5
-	// maxOvertaken is how often a commit is made again because others that share its chunks came first.
-	maxOvertaken = 100
 )
 
 // Commit publishes all that was written before it was called and returns when everyone can see it; durable: when it also
@@ -157,22 +155,18 @@ func (f *File) publish(ctx context.Context, g *generation) (*pb.Attr, error) {
 		f.mu.Unlock()
 		f.ship()
 	}
-	for refused, overtaken := 0, 0; ; {
+	for refused := 0; ; {
 		durable, err := f.s.writer.settle(ctx, g)
 		if err != nil {
 			return nil, err
 		}
 		p := f.s.writer.plan(g)
 		attr, err := f.publishParts(ctx, g, p)
-		if refusal(err) == syscall.EINVAL && overtaken < maxOvertaken && f.s.writer.overtaken(p) {
-			overtaken++
-			err = errOvertaken
-		}
 		f.s.writer.conclude(g, p, durable, err)
 		switch {
 		case err == nil:
 			return attr, nil
-		case err == errChunkLost || err == errOvertaken:
+		case err == errChunkLost:
 			continue
 		case refusal(err) == syscall.EINVAL && refused < maxRefusals && g.session == f.s.meta.SessionGen():
 			// Repair has sealed a chunk under this writer: what was not published of it goes to another.

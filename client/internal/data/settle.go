@@ -9,18 +9,13 @@ import (
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
-var (
-	// errChunkLost says that a chunk lost too many targets between settling and the commit; what was in it moves.
-	errChunkLost = errors.New("a chunk was lost before its commit")
-	// errOvertaken says that a later commit of another file, which names more of a chunk, came to the metaserver earlier.
-	errOvertaken = errors.New("a later commit of a shared chunk came first")
-)
+// errChunkLost says that a chunk lost too many targets between settling and the commit; what was in it moves.
+var errChunkLost = errors.New("a chunk was lost before its commit")
 
 // part is a commit's worth of extents with the chunks that they name.
 type part struct {
 	extents []*pb.Extent
 	chunks  []*openChunk
-	lengths []uint64 // of the chunks, as last sent
 }
 
 // settle waits until enough servers hold every frame of a generation, on their disks if it is to be durable, and pins the
@@ -125,32 +120,15 @@ func (w *writer) chunkCommits(p *part) ([]*pb.ChunkCommit, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	out := make([]*pb.ChunkCommit, len(p.chunks))
-	p.lengths = p.lengths[:0]
 	for i, c := range p.chunks {
 		if live, received, _ := c.holders(); live < c.minimum || received < c.committed {
 			return nil, false
 		}
 		servers := c.servers(c.committed)
 		c.recorded = servers
-		p.lengths = append(p.lengths, c.committed)
 		out[i] = &pb.ChunkCommit{Chunk: uint64(c.id), Length: c.committed, Servers: servers}
 	}
 	return out, true
-}
-
-// overtaken tells whether a refusal may be due to another commit having named more of a chunk meanwhile: the length of a
-// chunk never goes back, and commits of different files are not ordered.
-func (w *writer) overtaken(parts []*part) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, p := range parts {
-		for i, length := range p.lengths {
-			if p.chunks[i].committed > length {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // conclude unpins the frames of a generation. After success they are done with; else those of chunks that were lost, or
