@@ -31,6 +31,46 @@ type request struct {
 
 type watch struct {
 	done, ended chan struct{}
+
+	mu    sync.Mutex
+	fired bool
+	after map[*func()]struct{} // to be called when done is closed
+}
+
+// fire ends the request for those who serve it.
+func (w *watch) fire() {
+	close(w.done)
+	w.mu.Lock()
+	w.fired = true
+	after := w.after
+	w.after = nil
+	w.mu.Unlock()
+	for f := range after {
+		go (*f)()
+	}
+}
+
+// AfterFunc makes package context follow the request without a goroutine for each context that is derived from it.
+func (r *request) AfterFunc(f func()) (stop func() bool) {
+	r.Done()
+	w := r.watched.Load()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.fired {
+		go f()
+		return func() bool { return false }
+	}
+	if w.after == nil {
+		w.after = map[*func()]struct{}{}
+	}
+	w.after[&f] = struct{}{}
+	return func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		_, waiting := w.after[&f]
+		delete(w.after, &f)
+		return waiting
+	}
 }
 
 func (r *request) Done() <-chan struct{} {
@@ -50,7 +90,7 @@ func (r *request) watch(w *watch) {
 	case <-w.ended:
 		return
 	case <-r.Context.Done():
-		close(w.done)
+		w.fire()
 		return
 	case <-r.interrupt:
 	}
@@ -59,9 +99,9 @@ func (r *request) watch(w *watch) {
 	select {
 	case <-w.ended:
 	case <-r.Context.Done():
-		close(w.done)
+		w.fire()
 	case <-timer.C:
-		close(w.done)
+		w.fire()
 	}
 }
 

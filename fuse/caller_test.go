@@ -99,3 +99,23 @@ func TestCallers(t *testing.T) {
 		t.Errorf("%d processes are remembered, at most %d", len(c.known), groupsBound)
 	}
 }
+
+// TestContextsFollowTheRequest: a context made of a request ends with it, whether it was made before or after.
+func TestContextsFollowTheRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, interrupt := newRequest(t.Context())
+		defer r.end()
+		before, cancel := context.WithTimeout(r, time.Hour)
+		defer cancel()
+		gone, forget := context.WithCancel(r)
+		forget()
+		close(interrupt)
+		<-before.Done()
+		after, cancel := context.WithCancel(r)
+		defer cancel()
+		<-after.Done()
+		if before.Err() != context.Canceled || after.Err() != context.Canceled || gone.Err() != context.Canceled {
+			t.Errorf("ended with %v, %v and %v", before.Err(), after.Err(), gone.Err())
+		}
+	})
+}

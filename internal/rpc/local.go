@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
 // A whole cluster may run in one process. Calls between its parts then go from caller to handler directly: messages are
@@ -140,43 +142,33 @@ func (s *Server) enter() error {
 
 // callContext is the context of a local handler: it ends with the caller's and with the server, and shows nothing of the
 // caller's values, as the network would not.
-func (s *Server) callContext(parent context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(valueless{parent})
-	stop := context.AfterFunc(s.ctx, cancel)
+func (s *Server) callContext(caller context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	stop := context.AfterFunc(caller, cancel)
 	return ctx, func() { stop(); cancel() }
 }
 
-type valueless struct{ context.Context }
-
-func (valueless) Value(any) any { return nil }
-
+// invoke runs the handler in the caller's goroutine: starting another one would cost more than most handlers do. So a
+// caller that gives up gets its goroutine back when the handler sees that its context has ended.
 func (s *Server) invoke(ctx context.Context, name string, args, reply any) error {
+	if err := ctx.Err(); err != nil {
+		return status.FromContextError(err).Err()
+	}
 	if err := s.enter(); err != nil {
 		return err
 	}
-	type answer struct {
-		reply any
-		err   error
-	}
-	done := make(chan answer, 1)
+	defer s.calls.Done()
 	hctx, cancel := s.callContext(ctx)
-	go func() {
-		defer s.calls.Done()
-		defer cancel()
-		m := s.methods[name]
-		out, err := m.unary.Handler(m.impl, hctx, func(v any) error { return copyMessage(v, args) }, s.unary)
-		done <- answer{out, err}
-	}()
-	select {
-	case a := <-done:
-		if a.err != nil {
-			return s.toStatus(a.err)
-		}
-		return copyMessage(reply, a.reply)
-	case <-ctx.Done():
-		go func() { free((<-done).reply) }()
-		return status.FromContextError(ctx.Err()).Err()
+	defer cancel()
+	m := s.methods[name]
+	out, err := m.unary.Handler(m.impl, hctx, func(v any) error { return copyMessage(v, args) }, s.unary)
+	if err == nil {
+		return takeMessage(reply, out)
 	}
+	if cause := ctx.Err(); cause != nil {
+		return status.FromContextError(cause).Err()
+	}
+	return s.toStatus(err)
 }
 
 // toStatus is what gRPC makes of a handler's error.
@@ -194,6 +186,19 @@ func (s *Server) toStatus(err error) error {
 		return status.FromContextError(err).Err()
 	}
 	return status.Error(codes.Unknown, err.Error())
+}
+
+// takeMessage gives a handler's answer to the caller. Those that are asked for all the time are not copied: their handlers
+// make them for this one caller, and keep nothing of them.
+func takeMessage(to, from any) error {
+	switch from.(type) {
+	case *pb.Result, *pb.LookupReply, *pb.GetAttrReply, *pb.ExtentsReply, *pb.ReadDirReply:
+		if reflect.TypeOf(to) == reflect.TypeOf(from) {
+			reflect.ValueOf(to).Elem().Set(reflect.ValueOf(from).Elem())
+			return nil
+		}
+	}
+	return copyMessage(to, from)
 }
 
 // copyMessage moves a message from one part to the other: protobuf is copied, a payload changes hands.
