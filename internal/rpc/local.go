@@ -148,27 +148,38 @@ func (s *Server) callContext(caller context.Context) (context.Context, context.C
 	return ctx, func() { stop(); cancel() }
 }
 
-// invoke runs the handler in the caller's goroutine: starting another one would cost more than most handlers do. So a
-// caller that gives up gets its goroutine back when the handler sees that its context has ended.
+// invoke runs the handler in a goroutine of its own: a caller that gives up must get away even from a handler that does not
+// look at its context.
 func (s *Server) invoke(ctx context.Context, name string, args, reply any) error {
-	if err := ctx.Err(); err != nil {
-		return status.FromContextError(err).Err()
-	}
 	if err := s.enter(); err != nil {
 		return err
 	}
-	defer s.calls.Done()
+	type answer struct {
+		reply any
+		err   error
+	}
+	done := make(chan answer, 1)
 	hctx, cancel := s.callContext(ctx)
-	defer cancel()
-	m := s.methods[name]
-	out, err := m.unary.Handler(m.impl, hctx, func(v any) error { return copyMessage(v, args) }, s.unary)
-	if err == nil {
-		return takeMessage(reply, out)
+	go func() {
+		defer s.calls.Done()
+		defer cancel()
+		m := s.methods[name]
+		out, err := m.unary.Handler(m.impl, hctx, func(v any) error { return copyMessage(v, args) }, s.unary)
+		done <- answer{out, err}
+	}()
+	select {
+	case a := <-done:
+		switch cause := ctx.Err(); {
+		case a.err == nil:
+			return takeMessage(reply, a.reply)
+		case cause != nil:
+			return status.FromContextError(cause).Err()
+		}
+		return s.toStatus(a.err)
+	case <-ctx.Done():
+		go func() { free((<-done).reply) }()
+		return status.FromContextError(ctx.Err()).Err()
 	}
-	if cause := ctx.Err(); cause != nil {
-		return status.FromContextError(cause).Err()
-	}
-	return s.toStatus(err)
 }
 
 // toStatus is what gRPC makes of a handler's error.

@@ -372,3 +372,30 @@ func BenchmarkRead4K(b *testing.B) {
 		})
 	}
 }
+
+// deaf answers when it is released, whatever its context says.
+type deaf struct {
+	stuck
+	release chan struct{}
+}
+
+func (d *deaf) Read(context.Context, *pb.ReadRequest) (*pb.ReadHeader, mem.BufferSlice, error) {
+	d.entered <- struct{}{}
+	<-d.release
+	return nil, nil, errors.New("released")
+}
+
+func TestCallersGetAwayFromDeafHandlers(t *testing.T) {
+	d := &deaf{stuck: stuck{entered: make(chan struct{}, 1)}, release: make(chan struct{})}
+	bothWays(t, func() ChunkHandler { return d }, func(t *testing.T, conn Conn) {
+		ctx, cancel := context.WithCancel(t.Context())
+		result := make(chan error, 1)
+		go func() { _, err := ReadChunk(ctx, conn, &pb.ReadRequest{Length: 1}); result <- err }()
+		<-d.entered
+		cancel()
+		if err := <-result; status.Code(err) != codes.Canceled {
+			t.Errorf("a cancelled read: %v", err)
+		}
+		d.release <- struct{}{} // the server waits for its handlers when it is closed
+	})
+}
