@@ -33,17 +33,23 @@ func needFUSE(t *testing.T) {
 	if err == nil {
 		return
 	}
-	if os.Getenv("CI") != "" {
-		t.Fatalf("CI needs FUSE: %v", err)
-	}
-	t.Skipf("no FUSE here: %v", err)
+	unavailable(t, "no FUSE here: ", err)
 }
 
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		unavailable(t, "needs root")
 	}
+}
+
+// unavailable skips a test for what the machine lacks; in CI that is a failure.
+func unavailable(t *testing.T, why ...any) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatal(why...)
+	}
+	t.Skip(why...)
 }
 
 // theCluster is one for all tests of the package; each has a directory of its own there.

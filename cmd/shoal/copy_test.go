@@ -257,7 +257,7 @@ func TestCopyOverSymlinks(t *testing.T) {
 
 func TestSetIDBitsNeedTheSameOwner(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("changing owners needs root")
+		unavailable(t, "changing owners needs root")
 	}
 	dir := t.TempDir()
 	for _, c := range []struct {

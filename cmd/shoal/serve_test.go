@@ -193,10 +193,16 @@ func needFUSE(t *testing.T) {
 		}
 		err = errors.New("not root")
 	}
+	unavailable(t, "mounting is not possible here: ", err)
+}
+
+// unavailable skips a test for what the machine lacks; in CI that is a failure.
+func unavailable(t *testing.T, why ...any) {
+	t.Helper()
 	if os.Getenv("CI") != "" {
-		t.Fatal("mounting is not possible here: ", err)
+		t.Fatal(why...)
 	}
-	t.Skip("mounting is not possible here: ", err)
+	t.Skip(why...)
 }
 
 func TestMountAndUmount(t *testing.T) {
