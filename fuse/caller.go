@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,9 @@ import (
 // it notice (a Go program gets one whenever a goroutine is preempted). Only a request that really waits is given up.
 const interruptGrace = time.Second
 
+// watchAfter is when a request begins to look whether it was interrupted: nearly all are answered before.
+const watchAfter = 100 * time.Millisecond
+
 // request is the context of one FUSE request. It ends the grace after the request was interrupted, and with the
 // server's own context.
 type request struct {
@@ -31,10 +35,11 @@ type request struct {
 
 type watch struct {
 	done, ended chan struct{}
+	start       *time.Timer
 
 	mu    sync.Mutex
 	fired bool
-	after map[*func()]struct{} // to be called when done is closed
+	after []*func() // to be called when done is closed
 }
 
 // fire ends the request for those who serve it.
@@ -45,7 +50,7 @@ func (w *watch) fire() {
 	after := w.after
 	w.after = nil
 	w.mu.Unlock()
-	for f := range after {
+	for _, f := range after {
 		go (*f)()
 	}
 }
@@ -60,16 +65,16 @@ func (r *request) AfterFunc(f func()) (stop func() bool) {
 		go f()
 		return func() bool { return false }
 	}
-	if w.after == nil {
-		w.after = map[*func()]struct{}{}
-	}
-	w.after[&f] = struct{}{}
+	w.after = append(w.after, &f)
 	return func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		_, waiting := w.after[&f]
-		delete(w.after, &f)
-		return waiting
+		i := slices.Index(w.after, &f)
+		if i < 0 {
+			return false
+		}
+		w.after = slices.Delete(w.after, i, i+1)
+		return true
 	}
 }
 
@@ -78,23 +83,32 @@ func (r *request) Done() <-chan struct{} {
 		return w.done
 	}
 	w := &watch{done: make(chan struct{}), ended: make(chan struct{})}
+	w.start = time.AfterFunc(watchAfter, func() { r.watch(w) })
 	if !r.watched.CompareAndSwap(nil, w) {
+		w.start.Stop()
 		return r.watched.Load().done
 	}
-	go r.watch(w)
 	return w.done
 }
 
 func (r *request) watch(w *watch) {
+	grace := r.grace
 	select {
 	case <-w.ended:
 		return
-	case <-r.Context.Done():
-		w.fire()
-		return
 	case <-r.interrupt:
+		grace -= watchAfter // it was interrupted in that time
+	default:
+		select {
+		case <-w.ended:
+			return
+		case <-r.Context.Done():
+			w.fire()
+			return
+		case <-r.interrupt:
+		}
 	}
-	timer := time.NewTimer(r.grace)
+	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	select {
 	case <-w.ended:
@@ -120,6 +134,7 @@ func (r *request) Err() error {
 // end must be called when the request is answered: go-fuse uses the interrupt channel again for a later one.
 func (r *request) end() {
 	if w := r.watched.Load(); w != nil {
+		w.start.Stop()
 		close(w.ended)
 	}
 }

@@ -47,12 +47,13 @@ type Server struct {
 	mutations atomic.Uint64 // in this leadership
 	reads     atomic.Uint64
 
-	mu      sync.Mutex
-	cancel  context.CancelFunc // of Run
-	closed  bool
-	running sync.WaitGroup
-	closing sync.Once
-	err     error // of Close
+	mu       sync.Mutex
+	cancel   context.CancelFunc // of Run
+	closed   bool
+	running  sync.WaitGroup
+	outcomes sync.WaitGroup // mutations whose callers left before the outcome was known
+	closing  sync.Once
+	err      error // of Close
 }
 
 // New opens the data directory and listens; Run serves. The error says what is wrong with the directory, the address or
@@ -91,6 +92,8 @@ func New(cfg Config) (_ *Server, err error) {
 	s.node.RegisterPeer(s.rpc)
 	pb.RegisterMetaServer(s.rpc, &metaService{s: s})
 	pb.RegisterRegistryServer(s.rpc, &registryService{s: s})
+	s.rpc.Direct(pb.Meta_Mutate_FullMethodName, pb.Meta_Lookup_FullMethodName, pb.Meta_GetAttr_FullMethodName,
+		pb.Meta_Open_FullMethodName, pb.Meta_Extents_FullMethodName, pb.Meta_ReadDir_FullMethodName)
 	return s, nil
 }
 
@@ -175,6 +178,7 @@ func (s *Server) shut() error {
 	if s.node != nil {
 		errs = append(errs, s.node.Close())
 	}
+	s.outcomes.Wait() // the node has answered
 	errs = append(errs, s.pool.Close())
 	if s.db != nil {
 		errs = append(errs, s.db.Close())

@@ -12,6 +12,7 @@ import (
 
 	"github.com/shoalfs/shoalfs/internal/posix"
 	"github.com/shoalfs/shoalfs/internal/rpc"
+	"github.com/shoalfs/shoalfs/metaserver/consensus"
 	"github.com/shoalfs/shoalfs/metaserver/kv"
 	"github.com/shoalfs/shoalfs/metaserver/lease"
 	"github.com/shoalfs/shoalfs/metaserver/namespace"
@@ -46,12 +47,12 @@ func (s *Server) mutate(ctx context.Context, req *pb.MutateRequest) (*pb.Result,
 		return refusal(err), nil
 	}
 	s.mutations.Add(1)
-	strip(req.Op)
+	m := &mutation{l: l, req: req, op: own(req.Op)}
 	if req.Session == 0 {
-		return l.propose(req)
+		return m.propose(ctx)
 	}
 	for range maxPreparations {
-		res, err := l.attempt(ctx, req)
+		res, err := m.attempt(ctx)
 		if err != nil || !res.Mismatch {
 			return res, err
 		}
@@ -59,40 +60,48 @@ func (s *Server) mutate(ctx context.Context, req *pb.MutateRequest) (*pb.Result,
 	return nil, status.Error(codes.Unavailable, "the names involved change too fast; ask again")
 }
 
-// attempt prepares and proposes a mutation once.
-func (l *leader) attempt(ctx context.Context, req *pb.MutateRequest) (*pb.Result, error) {
-	p := &preparation{l: l, req: req}
-	recorded, err := p.look()
+// mutation is one on its way into the log.
+type mutation struct {
+	l   *leader
+	req *pb.MutateRequest
+	op  *pb.Op // of the request, completed by the leader
+
+	// Of the attempt under way.
+	touch    namespace.Touch
+	existing uint64 // MakeNode that may open a file: the file that is there
+	open     *lease.Opening
+	change   *lease.Change
+}
+
+// attempt prepares and proposes once.
+func (m *mutation) attempt(ctx context.Context) (*pb.Result, error) {
+	m.open, m.change = nil, nil
+	recorded, err := m.look()
 	if err != nil {
 		return nil, err
 	}
 	if recorded != nil {
 		// It was done before, perhaps under another leader: what the other clients cached then must be gone.
-		return recorded, l.fromTable(l.table.Admit(ctx, req.Session))
+		return recorded, m.l.fromTable(m.l.table.Admit(ctx, m.req.Session))
 	}
-	if len(p.touch.Inodes) == 0 && p.touch.Victim == 0 {
-		l.fill(req.Op)
-		return l.propose(req)
+	if len(m.touch.Inodes) == 0 && m.touch.Victim == 0 {
+		m.l.fill(m.op)
+		return m.propose(ctx)
 	}
-	return p.run(ctx)
-}
-
-// preparation is a mutation that changes inodes, being prepared.
-type preparation struct {
-	l        *leader
-	req      *pb.MutateRequest
-	touch    namespace.Touch
-	existing uint64 // MakeNode that may open a file: the file that is there
+	if ready, err := m.begin(ctx); !ready {
+		return m.over(&pb.Result{Mismatch: true}, err)
+	}
+	return m.propose(ctx)
 }
 
 // look reads what the mutation is about. A result is one that was recorded before.
-func (p *preparation) look() (recorded *pb.Result, err error) {
-	err = p.l.s.db.View(func(r kv.Reader) error {
-		if recorded = namespace.Result(r, p.req.Session, p.req.Sequence); recorded != nil {
+func (m *mutation) look() (recorded *pb.Result, err error) {
+	err = m.l.s.db.View(func(r kv.Reader) error {
+		if recorded = namespace.Result(r, m.req.Session, m.req.Sequence); recorded != nil {
 			return nil
 		}
-		p.touch = touched(r, p.req.Op)
-		p.existing = existing(r, p.req.Op)
+		m.touch = touched(r, m.op)
+		m.existing = existing(r, m.op)
 		return nil
 	})
 	return recorded, err
@@ -125,54 +134,49 @@ func existing(r kv.Reader, op *pb.Op) uint64 {
 	return attr.Inode
 }
 
-func (p *preparation) run(ctx context.Context) (*pb.Result, error) {
-	l, req := p.l, p.req
-	if p.existing != 0 {
-		o, err := l.table.Open(ctx, req.Session, req.Sequence, p.existing)
-		if errors.Is(err, lease.ErrTooMany) {
-			// The client opens what it is told exists, and hears of the limit then. Here an errno would say that the mutation was
-			// not done, which nobody knows when it was asked for before.
-			return p.enclosed(ctx)
+// begin makes the leases of others end. The mutation is not ready to be proposed if the names that it is about mean something
+// else by now.
+func (m *mutation) begin(ctx context.Context) (ready bool, err error) {
+	l := m.l
+	if m.existing != 0 {
+		m.open, err = l.table.Open(ctx, m.req.Session, m.req.Sequence, m.existing)
+		// With too many open: the client opens what it is told exists, and hears of the limit then. Here an errno would say that
+		// the mutation was not done, which nobody knows when it was asked for before.
+		if err != nil && !errors.Is(err, lease.ErrTooMany) {
+			return false, l.fromTable(err)
 		}
-		if err != nil {
-			return nil, l.fromTable(err)
-		}
-		opened := false
-		defer func() { o.Done(opened) }()
-		res, err := p.enclosed(ctx)
-		opened = err != nil || res.Errno == 0
-		return res, err
 	}
-	return p.enclosed(ctx)
+	if m.change, err = l.table.Begin(ctx, m.intent()); err != nil {
+		return false, l.fromTable(err)
+	}
+	if same, err := m.unchanged(); err != nil || !same {
+		return false, err
+	}
+	setHolders(m.op, m.change.Holders())
+	return true, nil
 }
 
-// enclosed proposes between Begin and End of the leases.
-func (p *preparation) enclosed(ctx context.Context) (*pb.Result, error) {
-	l, req := p.l, p.req
-	change, err := l.table.Begin(ctx, p.intent())
-	if err != nil {
-		return nil, l.fromTable(err)
+// over ends what begin began, whose outcome is known.
+func (m *mutation) over(res *pb.Result, err error) (*pb.Result, error) {
+	if m.change != nil {
+		if err == nil && res.Errno == 0 && !res.Mismatch {
+			res.Leased = res.Leased && m.l.leased(m.req.Session, res)
+			if v := m.touch.Victim; v != 0 && len(m.change.Holders()) == 0 {
+				m.l.forget(v)
+			}
+		}
+		m.change.End()
 	}
-	defer change.End()
-	if same, err := p.unchanged(); err != nil || !same {
-		return &pb.Result{Mismatch: true}, err
+	if m.open != nil {
+		m.open.Done(err != nil || res.Errno == 0)
 	}
-	setHolders(req.Op, change.Holders())
-	res, err := l.propose(req)
-	if err != nil || res.Errno != 0 || res.Mismatch {
-		return res, err
-	}
-	res.Leased = res.Leased && l.leased(req.Session, res)
-	if v := p.touch.Victim; v != 0 && len(change.Holders()) == 0 {
-		l.forget(v)
-	}
-	return res, nil
+	return res, err
 }
 
-func (p *preparation) intent() lease.Intent {
-	in := lease.Intent{Session: p.req.Session, Unanswered: p.req.Unanswered, Inodes: p.touch.Inodes, Victim: p.touch.Victim}
+func (m *mutation) intent() lease.Intent {
+	in := lease.Intent{Session: m.req.Session, Unanswered: m.req.Unanswered, Inodes: m.touch.Inodes, Victim: m.touch.Victim}
 	hint, opened := uint64(0), false
-	switch op := p.req.Op.GetOp().(type) {
+	switch op := m.op.GetOp().(type) {
 	case *pb.Op_Unlink:
 		hint, opened = op.Unlink.Hint, op.Unlink.Opened
 	case *pb.Op_Rename:
@@ -186,15 +190,15 @@ func (p *preparation) intent() lease.Intent {
 
 // unchanged looks again: between the first look and Begin the names may have come to mean other inodes, which Begin did
 // not mark. What changes from now on, the state machine notices.
-func (p *preparation) unchanged() (same bool, err error) {
-	switch p.req.Op.GetOp().(type) {
+func (m *mutation) unchanged() (same bool, err error) {
+	switch m.op.GetOp().(type) {
 	case *pb.Op_Unlink, *pb.Op_Rename:
 	default:
 		return true, nil // names its inodes itself
 	}
-	err = p.l.s.db.View(func(r kv.Reader) error {
-		t := touched(r, p.req.Op)
-		same = t.Victim == p.touch.Victim && slices.Equal(t.Inodes, p.touch.Inodes)
+	err = m.l.s.db.View(func(r kv.Reader) error {
+		t := touched(r, m.op)
+		same = t.Victim == m.touch.Victim && slices.Equal(t.Inodes, m.touch.Inodes)
 		return nil
 	})
 	return same, err
@@ -209,26 +213,44 @@ func setHolders(op *pb.Op, holders []uint64) {
 	}
 }
 
-// propose has the mutation logged and applied. It does not end with the caller's context: a mutation whose outcome is open
-// must not be let go of while this metaserver leads.
-func (l *leader) propose(req *pb.MutateRequest) (*pb.Result, error) {
-	if l.s.node.Term() != l.term {
+// propose has the mutation logged and applied. A caller who leaves, by ctx, does not take the mutation with it: while its
+// outcome is open it holds up who wants leases on what it changes.
+func (m *mutation) propose(ctx context.Context) (*pb.Result, error) {
+	s, req := m.l.s, m.req
+	if s.node.Term() != m.l.term {
 		// Won again, perhaps, but as another leadership: who led in between may have granted leases that this mutation did not
 		// wait for.
-		return nil, l.s.notLeader()
+		return m.over(nil, s.notLeader())
 	}
-	res, err := l.s.node.Propose(l.ctx, &pb.Command{
+	p, err := s.node.Start(ctx, &pb.Command{
 		Version: namespace.CommandVersion, Time: time.Now().UnixNano(),
-		Session: req.Session, Sequence: req.Sequence, Unanswered: req.Unanswered, Cred: req.Cred, Op: req.Op,
+		Session: req.Session, Sequence: req.Sequence, Unanswered: req.Unanswered, Cred: req.Cred, Op: m.op,
 	})
+	if err != nil {
+		return m.over(nil, err)
+	}
+	select {
+	case <-p.Done():
+		return m.over(m.outcome(p))
+	case <-ctx.Done():
+		s.outcomes.Go(func() {
+			<-p.Done()
+			_, _ = m.over(m.outcome(p)) // nobody is there to hear it
+		})
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+func (m *mutation) outcome(p *consensus.Proposal) (*pb.Result, error) {
+	res, err := p.Outcome()
 	switch {
-	case err != nil && l.ctx.Err() != nil:
-		return nil, l.s.notLeader()
+	case err != nil && m.l.ctx.Err() != nil:
+		return nil, m.l.s.notLeader()
 	case err != nil:
 		return nil, err
-	case l.s.node.Term() != l.term:
+	case m.l.s.node.Term() != m.l.term:
 		// The leadership was lost and won in between: the leases that this mutation waited for are not all there were.
-		return nil, l.s.notLeader()
+		return nil, m.l.s.notLeader()
 	case namespace.IsSessionEnded(res):
 		return nil, errSessionEnded
 	}

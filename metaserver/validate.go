@@ -128,14 +128,23 @@ func validateChunks(chunks []*pb.ChunkCommit) error {
 	return nil
 }
 
-// strip clears what only the leader may set.
-func strip(op *pb.Op) {
+// own returns an operation whose fields that only the leader may set are clear, and can be set: the request's stays as it is.
+func own(op *pb.Op) *pb.Op {
 	switch op := op.GetOp().(type) {
 	case *pb.Op_Unlink:
-		op.Unlink.Expect, op.Unlink.Holders = 0, nil
+		u := op.Unlink
+		return &pb.Op{Op: &pb.Op_Unlink{Unlink: &pb.Unlink{
+			Parent: u.Parent, Name: u.Name, Directory: u.Directory, Opened: u.Opened, Hint: u.Hint,
+		}}}
 	case *pb.Op_Rename:
-		op.Rename.Expect, op.Rename.ExpectReplaced, op.Rename.Holders = 0, 0, nil
+		m := op.Rename
+		return &pb.Op{Op: &pb.Op_Rename{Rename: &pb.Rename{
+			Parent: m.Parent, Name: m.Name, NewParent: m.NewParent, NewName: m.NewName,
+			NoReplace: m.NoReplace, Exchange: m.Exchange, Opened: m.Opened, Hint: m.Hint,
+		}}}
 	case *pb.Op_AllocChunks:
-		op.AllocChunks.Candidates, op.AllocChunks.Layout = nil, nil
+		a := op.AllocChunks
+		return &pb.Op{Op: &pb.Op_AllocChunks{AllocChunks: &pb.AllocChunks{Count: a.Count, Inode: a.Inode, Avoid: a.Avoid}}}
 	}
+	return op
 }

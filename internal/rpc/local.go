@@ -20,7 +20,7 @@ import (
 )
 
 // A whole cluster may run in one process. Calls between its parts then go from caller to handler directly: messages are
-// copied (no two parts ever share one), payloads are handed over by reference. Errors, deadlines, cancellation and
+// copied unless both ends are known not to change them, payloads are handed over by reference. Errors, deadlines, cancellation and
 // interceptors are those of the network. docs/decisions/001-local-calls.md says why.
 
 // locals are the servers of this process by the address they listen on.
@@ -148,12 +148,40 @@ func (s *Server) callContext(caller context.Context) (context.Context, context.C
 	return ctx, func() { stop(); cancel() }
 }
 
-// invoke runs the handler in a goroutine of its own: a caller that gives up must get away even from a handler that does not
-// look at its context.
+// Direct names unary methods whose handlers return as soon as their context ends, and neither change their request nor keep it
+// after they returned. Local calls of them run in the caller's goroutine, with the caller's request. To be called before
+// Serve.
+func (s *Server) Direct(fullMethods ...string) {
+	for _, name := range fullMethods {
+		s.direct[name] = true
+	}
+}
+
 func (s *Server) invoke(ctx context.Context, name string, args, reply any) error {
+	if err := ctx.Err(); err != nil {
+		return status.FromContextError(err).Err()
+	}
 	if err := s.enter(); err != nil {
 		return err
 	}
+	if s.direct[name] {
+		return s.invokeDirect(ctx, name, args, reply)
+	}
+	return s.invokeAside(ctx, name, args, reply)
+}
+
+func (s *Server) invokeDirect(ctx context.Context, name string, args, reply any) error {
+	defer s.calls.Done()
+	hctx := &directContext{s: s, caller: ctx}
+	defer hctx.end()
+	m := s.methods[name]
+	out, err := m.unary.Handler(m.impl, hctx, func(v any) error { return shareMessage(v, args) }, s.unary)
+	return s.answer(ctx, reply, out, err)
+}
+
+// invokeAside runs the handler in a goroutine of its own: a caller that gives up must get away even from a handler that does
+// not look at its context.
+func (s *Server) invokeAside(ctx context.Context, name string, args, reply any) error {
 	type answer struct {
 		reply any
 		err   error
@@ -169,16 +197,66 @@ func (s *Server) invoke(ctx context.Context, name string, args, reply any) error
 	}()
 	select {
 	case a := <-done:
-		switch cause := ctx.Err(); {
-		case a.err == nil:
-			return takeMessage(reply, a.reply)
-		case cause != nil:
-			return status.FromContextError(cause).Err()
-		}
-		return s.toStatus(a.err)
+		return s.answer(ctx, reply, a.reply, a.err)
 	case <-ctx.Done():
 		go func() { free((<-done).reply) }()
 		return status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+// answer is what the caller gets of what the handler returned.
+func (s *Server) answer(ctx context.Context, to, from any, err error) error {
+	switch cause := ctx.Err(); {
+	case err == nil:
+		return takeMessage(to, from)
+	case cause != nil:
+		return status.FromContextError(cause).Err()
+	}
+	return s.toStatus(err)
+}
+
+// directContext is the context of a handler that runs in its caller's goroutine: like that of callContext, but it costs
+// nothing until somebody waits for its end.
+type directContext struct {
+	s      *Server
+	caller context.Context
+
+	mu     sync.Mutex
+	ctx    context.Context // nil until needed
+	cancel context.CancelFunc
+}
+
+func (d *directContext) Deadline() (time.Time, bool) { return d.caller.Deadline() }
+func (d *directContext) Value(any) any               { return nil }
+
+func (d *directContext) Err() error {
+	d.mu.Lock()
+	ctx := d.ctx
+	d.mu.Unlock()
+	switch {
+	case ctx != nil:
+		return ctx.Err()
+	case d.s.ctx.Err() != nil:
+		return context.Canceled
+	}
+	return d.caller.Err()
+}
+
+func (d *directContext) Done() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ctx == nil {
+		d.ctx, d.cancel = d.s.callContext(d.caller)
+	}
+	return d.ctx.Done()
+}
+
+// end is called when the handler has returned: whoever still waits stops waiting.
+func (d *directContext) end() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cancel != nil {
+		d.cancel()
 	}
 }
 
@@ -210,6 +288,15 @@ func takeMessage(to, from any) error {
 		}
 	}
 	return copyMessage(to, from)
+}
+
+// shareMessage gives a handler the caller's request.
+func shareMessage(to, from any) error {
+	if reflect.TypeOf(to) != reflect.TypeOf(from) {
+		return copyMessage(to, from)
+	}
+	reflect.ValueOf(to).Elem().Set(reflect.ValueOf(from).Elem())
+	return nil
 }
 
 // copyMessage moves a message from one part to the other: protobuf is copied, a payload changes hands.

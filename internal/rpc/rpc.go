@@ -112,6 +112,7 @@ type Server struct {
 	unary    grpc.UnaryServerInterceptor
 	stream   grpc.StreamServerInterceptor
 	methods  map[string]method // by full name; not changed once it serves
+	direct   map[string]bool   // see Direct
 
 	mu     sync.Mutex // orders the start of local calls against Close
 	ctx    context.Context
@@ -132,7 +133,7 @@ func NewServer(address string, log *slog.Logger, interceptors ...Interceptors) (
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
-	s := &Server{listener: l, log: log, methods: map[string]method{}}
+	s := &Server{listener: l, log: log, methods: map[string]method{}, direct: map[string]bool{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.unary, s.stream = chain(log, interceptors)
 	s.Server = grpc.NewServer(

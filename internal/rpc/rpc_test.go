@@ -61,14 +61,15 @@ func (e *echo) Read(_ context.Context, r *pb.ReadRequest) (*pb.ReadHeader, mem.B
 	return head, mem.BufferSlice{mem.SliceBuffer(b)}, nil
 }
 
-// serve starts a server and returns two ways to it: over the network and within the process.
-func serve(t testing.TB, h ChunkHandler) map[string]Conn {
+// serve starts a server and returns the ways to it: over the network and within the process.
+func serve(t testing.TB, h ChunkHandler, direct ...string) map[string]Conn {
 	t.Helper()
 	s, err := NewServer("127.0.0.1:0", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	RegisterChunk(s, h)
+	s.Direct(direct...)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve() }()
 	remote, err := Dial(s.Address())
@@ -100,8 +101,15 @@ func bothWays(t *testing.T, h func() ChunkHandler, test func(*testing.T, Conn)) 
 	}
 }
 
+// allWays is bothWays, and in the caller's goroutine.
+func allWays(t *testing.T, h func() ChunkHandler, test func(*testing.T, Conn)) {
+	t.Helper()
+	bothWays(t, h, test)
+	t.Run("direct", func(t *testing.T) { test(t, serve(t, h(), readMethod)["local"]) })
+}
+
 func TestChunkPayloadsArriveWhole(t *testing.T) {
-	bothWays(t, func() ChunkHandler { return &echo{} }, testPayloads)
+	allWays(t, func() ChunkHandler { return &echo{} }, testPayloads)
 }
 
 func testPayloads(t *testing.T, conn Conn) {
@@ -146,7 +154,7 @@ func testPayloads(t *testing.T, conn Conn) {
 }
 
 func TestDamageOnTheWayIsNoticed(t *testing.T) {
-	bothWays(t, func() ChunkHandler { return &echo{data: make([]byte, 1<<20), damage: true} }, testDamage)
+	allWays(t, func() ChunkHandler { return &echo{data: make([]byte, 1<<20), damage: true} }, testDamage)
 }
 
 func testDamage(t *testing.T, conn Conn) {
@@ -201,7 +209,7 @@ func (s *stuck) Read(ctx context.Context, _ *pb.ReadRequest) (*pb.ReadHeader, me
 
 func TestCancelledCallsEndAtBothEnds(t *testing.T) {
 	s := &stuck{entered: make(chan struct{}, 1), left: make(chan struct{}, 1)}
-	bothWays(t, func() ChunkHandler { return s }, func(t *testing.T, conn Conn) {
+	allWays(t, func() ChunkHandler { return s }, func(t *testing.T, conn Conn) {
 		ctx, cancel := context.WithCancel(t.Context())
 		result := make(chan error, 1)
 		go func() { _, err := ReadChunk(ctx, conn, &pb.ReadRequest{Length: 1}); result <- err }()
@@ -228,7 +236,7 @@ func TestCancelledCallsEndAtBothEnds(t *testing.T) {
 }
 
 func TestCallsToAClosedServerFailAsUnavailable(t *testing.T) {
-	for _, way := range []string{"network", "local"} {
+	for _, way := range []string{"network", "local", "direct"} {
 		t.Run(way, func(t *testing.T) {
 			st := &stuck{entered: make(chan struct{}, 1), left: make(chan struct{}, 1)}
 			s, err := NewServer("127.0.0.1:0", slog.New(slog.DiscardHandler))
@@ -236,6 +244,9 @@ func TestCallsToAClosedServerFailAsUnavailable(t *testing.T) {
 				t.Fatal(err)
 			}
 			RegisterChunk(s, st)
+			if way == "direct" {
+				s.Direct(readMethod)
+			}
 			served := make(chan error, 1)
 			go func() { served <- s.Serve() }()
 			var pool Pool

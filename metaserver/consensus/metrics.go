@@ -52,7 +52,7 @@ func (m *metrics) register(r prometheus.Registerer, n *Node) error {
 			return 0
 		}),
 		gauge("term", "The term of the log.", func() float64 { return float64(n.Term()) }),
-		gauge("last_index", "The newest entry of the log.", func() float64 { return float64(n.raft.LastIndex()) }),
+		gauge("last_index", "The newest entry of the log.", func() float64 { return float64(n.LastIndex()) }),
 		gauge("commit_index", "The newest entry known to be on a majority.", func() float64 { return float64(n.raft.CommitIndex()) }),
 		gauge("applied_index", "The newest entry applied to the database.", func() float64 { return float64(n.AppliedIndex()) }),
 		gauge("durable_index", "The newest entry whose effects are in the database's file.", func() float64 { return float64(n.cfg.DB.Durable()) }),

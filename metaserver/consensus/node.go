@@ -311,6 +311,9 @@ func (n *Node) Term() uint64 { return n.raft.CurrentTerm() }
 // AppliedIndex is the newest entry of the log that is applied to the database.
 func (n *Node) AppliedIndex() uint64 { return n.cfg.DB.Applied() }
 
+// LastIndex is the newest entry of this member's log.
+func (n *Node) LastIndex() uint64 { return n.raft.LastIndex() }
+
 // Members are all metaservers by id, with what this one knows of them.
 func (n *Node) Members() []*pb.MetaMember {
 	_, leader := n.raft.LeaderWithID()

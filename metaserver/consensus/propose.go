@@ -16,44 +16,79 @@ import (
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
-// Propose appends a command to the log and returns what applying it gave. The Result belongs to the caller.
-//
-// On a member that does not lead it fails with rpc.ErrNotLeader, and nothing was done. With any other error, codes.Unavailable
-// or that of ctx, the command may still be applied, now or later: who wants to know asks again under the same sequence.
+// Propose is Start and the wait for the outcome. When ctx ends meanwhile, the command may still be applied, now or later.
 func (n *Node) Propose(ctx context.Context, cmd *pb.Command) (*pb.Result, error) {
+	p, err := n.Start(ctx, cmd)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.Done():
+		return p.Outcome()
+	case <-ctx.Done():
+		n.metrics.proposals.WithLabelValues(unknown).Inc()
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+// What becomes of a proposal, in the metrics.
+const applied, refused, unknown = "applied", "refused", "unknown"
+
+// Start appends a command to the log. On a member that does not lead it fails with rpc.ErrNotLeader; after any error nothing
+// was done.
+func (n *Node) Start(ctx context.Context, cmd *pb.Command) (*Proposal, error) {
+	p, err := n.start(ctx, cmd)
+	if err != nil {
+		n.metrics.proposals.WithLabelValues(refused).Inc()
+	}
+	return p, err
+}
+
+func (n *Node) start(ctx context.Context, cmd *pb.Command) (*Proposal, error) {
 	began := time.Now()
-	res, outcome, err := n.propose(ctx, cmd)
-	n.metrics.proposals.WithLabelValues(outcome).Inc()
+	if !n.IsLeader() {
+		return nil, n.notLeading()
+	}
+	data, err := proto.Marshal(cmd)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "command: %v", err)
+	}
+	if len(data) > maxCommand {
+		return nil, rpc.Error(rpc.TooLarge, fmt.Sprintf("a command of %d bytes, at most %d", len(data), maxCommand))
+	}
+	p, err := n.proposals.submit(ctx, func() raft.Future { return n.raft.Apply(data, 0) })
+	if err != nil {
+		return nil, err
+	}
+	return &Proposal{n: n, began: began, proposal: p}, nil
+}
+
+// Proposal is a command that raft was given.
+type Proposal struct {
+	*proposal
+	n     *Node
+	began time.Time
+}
+
+// Done is closed when the outcome is known: at the latest when raft notices that this member does not lead any more.
+func (p *Proposal) Done() <-chan struct{} { return p.done }
+
+// Outcome is what applying the command gave; the Result belongs to the caller. To be asked once, when Done is closed. With
+// rpc.ErrNotLeader nothing was done; with codes.Unavailable the command may still be applied, now or later: who wants to know
+// asks again under the same sequence.
+func (p *Proposal) Outcome() (*pb.Result, error) {
+	res, outcome, err := p.outcome()
+	p.n.metrics.proposals.WithLabelValues(outcome).Inc()
 	if err == nil {
-		n.metrics.seconds.Observe(time.Since(began).Seconds())
+		p.n.metrics.seconds.Observe(time.Since(p.began).Seconds())
 	}
 	return res, err
 }
 
-func (n *Node) propose(ctx context.Context, cmd *pb.Command) (_ *pb.Result, outcome string, _ error) {
-	const applied, refused, unknown = "applied", "refused", "unknown"
-	if !n.IsLeader() {
-		return nil, refused, n.notLeading()
-	}
-	data, err := proto.Marshal(cmd)
-	if err != nil {
-		return nil, refused, status.Errorf(codes.InvalidArgument, "command: %v", err)
-	}
-	if len(data) > maxCommand {
-		return nil, refused, rpc.Error(rpc.TooLarge, fmt.Sprintf("a command of %d bytes, at most %d", len(data), maxCommand))
-	}
-	p, err := n.proposals.submit(ctx, func() raft.Future { return n.raft.Apply(data, 0) })
-	if err != nil {
-		return nil, refused, err
-	}
-	select {
-	case <-p.done:
-	case <-ctx.Done():
-		return nil, unknown, status.FromContextError(ctx.Err()).Err()
-	}
+func (p *Proposal) outcome() (*pb.Result, string, error) {
 	switch {
 	case errors.Is(p.err, raft.ErrNotLeader), errors.Is(p.err, raft.ErrLeadershipTransferInProgress):
-		return nil, refused, n.notLeading() // it never entered the log
+		return nil, refused, p.n.notLeading() // it never entered the log
 	case p.err != nil:
 		return nil, unknown, status.Errorf(codes.Unavailable, "whether the command was done is not known: %v", p.err)
 	}
