@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"github.com/shoalfs/shoalfs/client"
@@ -101,7 +102,7 @@ func (c *cli) up(cmd *cobra.Command, o upOptions) error {
 	ctx := cmd.Context()
 	err = cl.Start(ctx)
 	if err == nil {
-		err = c.serveUp(ctx, cl, w, o, log)
+		err = c.serveUp(ctx, cl, w, o, log, reg)
 	}
 	if ctx.Err() != nil {
 		err = withoutCancel(err)
@@ -120,7 +121,7 @@ func upHealth(cl *cluster.Cluster) error {
 }
 
 // serveUp announces the running cluster, mounts it if asked to, and waits until ctx ends, or a part does.
-func (c *cli) serveUp(ctx context.Context, cl *cluster.Cluster, w *web, o upOptions, log *slog.Logger) error {
+func (c *cli) serveUp(ctx context.Context, cl *cluster.Cluster, w *web, o upOptions, log *slog.Logger, reg prometheus.Registerer) error {
 	lines := []string{
 		fmt.Sprintf("data    %s (metaservers: %d, chunk servers: %d)", filepath.Clean(o.data), cl.Metaservers(), cl.Chunkservers()),
 		"cluster " + cl.Address(),
@@ -133,11 +134,12 @@ func (c *cli) serveUp(ctx context.Context, cl *cluster.Cluster, w *web, o upOpti
 		if err := prepareMountPoint(log, o.mount); err != nil {
 			return err
 		}
-		fsys, err := connect(ctx, cl.Address(), 0, client.WithLogger(log.With("part", "mount")))
+		log, reg := log.With("part", "mount"), prometheus.WrapRegistererWith(prometheus.Labels{"part": "mount"}, reg)
+		fsys, err := connect(ctx, cl.Address(), 0, client.WithLogger(log), client.WithRegisterer(reg))
 		if err != nil {
 			return err
 		}
-		m, err := mountFS(ctx, fsys, o.mount, "", o.mounting, log.With("part", "mount"), nil)
+		m, err := mountFS(ctx, fsys, o.mount, "", o.mounting, log, reg)
 		if err != nil {
 			return errors.Join(err, fsys.Close())
 		}

@@ -238,6 +238,23 @@ func TestMountAndUmount(t *testing.T) {
 	fails(t, exitFailed, []string{"nothing is mounted"}, "umount", dir)
 }
 
+// What the mount of `shoal up` does is among the metrics, told from that of the servers.
+func TestUpMounts(t *testing.T) {
+	needFUSE(t)
+	dir := t.TempDir()
+	mnt := filepath.Join(dir, "mnt")
+	s := serve(t, "up", "--data", filepath.Join(dir, "data"), "--mount", mnt, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
+	url := s.ready()["http"]
+	write(t, filepath.Join(mnt, "new"), []byte("through the mount"), 0o600)
+	_, metrics := get(t, url+"metrics")
+	for _, want := range []string{`shoal_fuse_requests_total{errno="OK",op="create",part="mount"} 1`, "shoal_client_"} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("no %s among the metrics", want)
+		}
+	}
+	s.stop()
+}
+
 // A mount waits for a cluster that is not there yet, and an interrupt ends the wait.
 func TestMountWaits(t *testing.T) {
 	needFUSE(t)
