@@ -31,7 +31,7 @@ type Config struct {
 	DeadAfter    time.Duration // silence that makes it dead; 30 s
 	Replicas     int           // copies of a chunk; 3
 
-	// Raft's election timeout and the interval of its heartbeats follow from this; 1 s.
+	// Raft's election timeout and the interval of its heartbeats follow from this; 500 ms.
 	HeartbeatTimeout time.Duration
 	// How long no leader may be known before Health complains; 15 s.
 	LeaderlessAfter time.Duration
