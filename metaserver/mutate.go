@@ -67,6 +67,7 @@ type mutation struct {
 	op  *pb.Op // of the request, completed by the leader
 
 	// Of the attempt under way.
+	index    uint64 // touch is of a state that holds the commands up to this
 	touch    namespace.Touch
 	existing uint64 // MakeNode that may open a file: the file that is there
 	open     *lease.Opening
@@ -96,6 +97,7 @@ func (m *mutation) attempt(ctx context.Context) (*pb.Result, error) {
 
 // look reads what the mutation is about. A result is one that was recorded before.
 func (m *mutation) look() (recorded *pb.Result, err error) {
+	m.index = m.l.s.db.Applied() // before the View: what it shows is at least as new
 	err = m.l.s.db.View(func(r kv.Reader) error {
 		if recorded = namespace.Result(r, m.req.Session, m.req.Sequence); recorded != nil {
 			return nil
@@ -195,6 +197,9 @@ func (m *mutation) unchanged() (same bool, err error) {
 	case *pb.Op_Unlink, *pb.Op_Rename:
 	default:
 		return true, nil // names its inodes itself
+	}
+	if m.l.s.db.Applied() == m.index {
+		return true, nil
 	}
 	err = m.l.s.db.View(func(r kv.Reader) error {
 		t := touched(r, m.op)
