@@ -38,7 +38,7 @@ import (
 // Defaults of the options.
 const (
 	DefaultMemory = 256 << 20 // bytes of written data on their way to the servers
-	DefaultCache  = 256 << 20 // bytes of file data kept for reading
+	DefaultCache  = 128 << 20 // bytes of file data kept for reading
 	DefaultAttrs  = 100_000   // inodes and names cached, and what weighs as much: 512 bytes of inline data, 8 extents
 )
 

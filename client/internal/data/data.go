@@ -53,7 +53,7 @@ type Meta interface {
 // Defaults of a StoreConfig.
 const (
 	DefaultMemory = 256 << 20
-	DefaultCache  = 256 << 20
+	DefaultCache  = 128 << 20
 
 	minMemory           = 8 << 20
 	defaultStallTimeout = 3 * time.Second
