@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -175,7 +176,10 @@ func known(r *namespace.ServerRecord) liveness.Server {
 func (l *leader) initCluster() error {
 	id := make([]byte, 16)
 	_, _ = rand.Read(id) // never fails
-	res, err := l.own(&pb.Op{Op: &pb.Op_InitCluster{InitCluster: &pb.InitCluster{Cluster: id, Time: time.Now().UnixNano()}}})
+	res, err := l.own(&pb.Op{Op: &pb.Op_InitCluster{InitCluster: &pb.InitCluster{
+		Cluster: id, Time: time.Now().UnixNano(),
+		Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid()), // as mkfs does for the user who makes a file system
+	}}})
 	if err != nil {
 		return err
 	}

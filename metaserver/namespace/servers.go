@@ -21,7 +21,7 @@ const (
 	rootMode       = syscall.S_IFDIR | 0o755
 )
 
-// initCluster makes the state of a new cluster: its id, and a root directory that belongs to root. A cluster that exists
+// initCluster makes the state of a new cluster: its id, and a root directory that belongs to whom op says. A cluster that exists
 // already stays as it is, and its id is returned.
 func (x *tx) initCluster(op *pb.InitCluster) (*pb.Result, error) {
 	if id := x.Get(bState, clusterKey); id != nil {
@@ -34,7 +34,7 @@ func (x *tx) initCluster(op *pb.InitCluster) (*pb.Result, error) {
 	x.c = counters{clock: x.now, nextInode: posix.RootInode + 1, nextChunk: 1, nextSession: 1, nextServer: 1, inodes: 1}
 	id := append([]byte(nil), op.Cluster...)
 	x.Put(bState, clusterKey, id)
-	x.putInode(&inode{num: posix.RootInode, parent: posix.RootInode, mode: rootMode, nlink: 2,
+	x.putInode(&inode{num: posix.RootInode, parent: posix.RootInode, mode: rootMode, nlink: 2, uid: op.Uid, gid: op.Gid,
 		atime: x.now, mtime: x.now, ctime: x.now, btime: x.now, version: x.index, dataVersion: x.index})
 	return &pb.Result{Cluster: id}, nil
 }

@@ -239,6 +239,10 @@ func TestRefusedCommands(t *testing.T) {
 	if Totals(fresh.s).Cluster != nil {
 		t.Error("a cluster out of nothing")
 	}
+	fresh.want(0, fresh.own(&pb.Op{Op: &pb.Op_InitCluster{InitCluster: &pb.InitCluster{Cluster: make([]byte, 16), Uid: 1000, Gid: 100}}}))
+	if a, err := GetAttr(fresh.s, 1); err != nil || a.Uid != 1000 || a.Gid != 100 {
+		t.Errorf("the root directory: %v, %v", a, err)
+	}
 	fresh.check()
 }
 

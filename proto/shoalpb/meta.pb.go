@@ -1877,6 +1877,8 @@ type InitCluster struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Time          int64                  `protobuf:"fixed64,2,opt,name=time,proto3" json:"time,omitempty"`
+	Uid           uint32                 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"` // owner of the root directory
+	Gid           uint32                 `protobuf:"varint,4,opt,name=gid,proto3" json:"gid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1921,6 +1923,20 @@ func (x *InitCluster) GetCluster() []byte {
 func (x *InitCluster) GetTime() int64 {
 	if x != nil {
 		return x.Time
+	}
+	return 0
+}
+
+func (x *InitCluster) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *InitCluster) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
 	}
 	return 0
 }
@@ -4348,10 +4364,12 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x05nonce\x18\x02 \x01(\fR\x05nonce\"\x0e\n" +
 	"\fCloseSession\",\n" +
 	"\x0eExpireSessions\x12\x1a\n" +
-	"\bsessions\x18\x01 \x03(\x06R\bsessions\";\n" +
+	"\bsessions\x18\x01 \x03(\x06R\bsessions\"_\n" +
 	"\vInitCluster\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x12\n" +
-	"\x04time\x18\x02 \x01(\x10R\x04time\"\xcf\x01\n" +
+	"\x04time\x18\x02 \x01(\x10R\x04time\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\"\xcf\x01\n" +
 	"\x0eRegisterServer\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\fR\x04uuid\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\rR\x06server\x12\x18\n" +
