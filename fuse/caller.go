@@ -83,9 +83,14 @@ func (r *request) Done() <-chan struct{} {
 		return w.done
 	}
 	w := &watch{done: make(chan struct{}), ended: make(chan struct{})}
-	w.start = time.AfterFunc(watchAfter, func() { r.watch(w) })
+	after := watchAfter
+	if r.Context.Err() != nil {
+		after = 0
+	}
+	w.start = time.AfterFunc(after, func() { r.watch(w) })
 	if !r.watched.CompareAndSwap(nil, w) {
 		w.start.Stop()
+		close(w.ended)
 		return r.watched.Load().done
 	}
 	return w.done
@@ -125,7 +130,6 @@ func (r *request) Err() error {
 		case <-w.done:
 			return context.Canceled
 		default:
-			return nil
 		}
 	}
 	return r.Context.Err()

@@ -67,6 +67,24 @@ func TestRequestEndsWithTheServer(t *testing.T) {
 	})
 }
 
+func TestRequestOfAServerThatEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		stop()
+		r, _ := newRequest(ctx)
+		defer r.end()
+		start := time.Now()
+		done := r.Done()
+		if r.Err() == nil {
+			t.Error("no error")
+		}
+		<-done
+		if took := time.Since(start); took != 0 {
+			t.Errorf("ended after %v", took)
+		}
+	})
+}
+
 func TestParseGroups(t *testing.T) {
 	for status, want := range map[string][]uint32{
 		"Name:\tx\nUid:\t1 1 1 1\nGroups:\t4 24 4294967295 \nNgid:\t0\n": {4, 24, 4294967295},

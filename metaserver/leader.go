@@ -151,7 +151,7 @@ func (l *leader) open() error {
 	var totals namespace.TotalsRecord
 	var sessions []uint64
 	var servers []namespace.ServerRecord
-	if err := s.db.View(func(r kv.Reader) error {
+	if err := s.db.ViewContext(l.ctx, func(r kv.Reader) error {
 		totals, sessions, servers = namespace.Totals(r), namespace.Sessions(r), namespace.Servers(r)
 		return nil
 	}); err != nil {
@@ -261,7 +261,7 @@ func (l *leader) expireSessions() error {
 
 // noteTime remembers how far the state's clock was, for deletions to be old enough.
 func (l *leader) noteTime() error {
-	return l.s.db.View(func(r kv.Reader) error {
+	return l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
 		l.horizon.note(time.Now(), namespace.Totals(r).Clock, l.s.db.Applied())
 		return nil
 	})

@@ -17,7 +17,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/shoalfs/shoalfs/internal/rpc"
-	"github.com/shoalfs/shoalfs/metaserver/kv"
 	"github.com/shoalfs/shoalfs/metaserver/lease"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
@@ -234,40 +233,6 @@ func TestNothingIsLoggedForAnEarlierLeadership(t *testing.T) {
 	if c.lookup(1, "d").Attr != nil {
 		t.Error("the mutation was applied")
 	}
-}
-
-// A caller who gives a mutation up gets away although it is in the log and not applied yet. Until it is, nobody may cache what it
-// changes.
-func TestCallerLeavesBeforeTheOutcome(t *testing.T) {
-	s := start(t, Config{}).ready()
-	c := call(t, s.Address()).open()
-	other := call(t, s.Address()).open()
-	other.connect(time.Second)
-	eventually(t, "a lease", func() bool { return other.lookup(1, "none").ParentLeased })
-
-	held, release := make(chan struct{}), make(chan struct{})
-	go func() {
-		_ = s.db.View(func(kv.Reader) error { close(held); <-release; return nil }) // nothing is applied meanwhile
-	}()
-	<-held
-	ctx, cancel := context.WithCancel(t.Context())
-	result := make(chan error, 1)
-	before := s.node.AppliedIndex()
-	go func() {
-		_, err := (&metaService{s: s.Server}).Mutate(ctx, c.next(mkdir("d")))
-		result <- err
-	}()
-	eventually(t, "the mutation to be in the log", func() bool { return s.node.LastIndex() > before })
-	cancel()
-	if err := <-result; status.Code(err) != codes.Canceled {
-		t.Errorf("a mutation that was given up: %v", err)
-	}
-	if s.lead.Load().table.Grant(other.session, 1) {
-		t.Error("a lease on what the mutation changes, before it is applied")
-	}
-	close(release)
-	eventually(t, "the mutation", func() bool { return other.lookup(1, "d").Attr != nil })
-	eventually(t, "a lease on what it changed", func() bool { return other.lookup(1, "d").ParentLeased })
 }
 
 // Two clients that change one directory wait for each other's answers, never for a lease to run out.

@@ -3,6 +3,7 @@ package metaserver
 import (
 	"context"
 	"errors"
+	"runtime/debug"
 	"slices"
 	"syscall"
 	"time"
@@ -72,12 +73,18 @@ type mutation struct {
 	existing uint64 // MakeNode that may open a file: the file that is there
 	open     *lease.Opening
 	change   *lease.Change
+	handed   bool // the end of these is taken care of
 }
 
 // attempt prepares and proposes once.
 func (m *mutation) attempt(ctx context.Context) (*pb.Result, error) {
-	m.open, m.change = nil, nil
-	recorded, err := m.look()
+	m.open, m.change, m.handed = nil, nil, false
+	defer func() {
+		if !m.handed { // a panic, or nothing was begun
+			m.release(true)
+		}
+	}()
+	recorded, err := m.look(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -90,15 +97,15 @@ func (m *mutation) attempt(ctx context.Context) (*pb.Result, error) {
 		return m.propose(ctx)
 	}
 	if ready, err := m.begin(ctx); !ready {
-		return m.over(&pb.Result{Mismatch: true}, err)
+		return m.over(ctx, &pb.Result{Mismatch: true}, err)
 	}
 	return m.propose(ctx)
 }
 
 // look reads what the mutation is about. A result is one that was recorded before.
-func (m *mutation) look() (recorded *pb.Result, err error) {
+func (m *mutation) look(ctx context.Context) (recorded *pb.Result, err error) {
 	m.index = m.l.s.db.Applied() // before the View: what it shows is at least as new
-	err = m.l.s.db.View(func(r kv.Reader) error {
+	err = m.l.s.db.ViewContext(ctx, func(r kv.Reader) error {
 		if recorded = namespace.Result(r, m.req.Session, m.req.Sequence); recorded != nil {
 			return nil
 		}
@@ -151,28 +158,36 @@ func (m *mutation) begin(ctx context.Context) (ready bool, err error) {
 	if m.change, err = l.table.Begin(ctx, m.intent()); err != nil {
 		return false, l.fromTable(err)
 	}
-	if same, err := m.unchanged(); err != nil || !same {
+	if same, err := m.unchanged(ctx); err != nil || !same {
 		return false, err
 	}
 	setHolders(m.op, m.change.Holders())
 	return true, nil
 }
 
-// over ends what begin began, whose outcome is known.
-func (m *mutation) over(res *pb.Result, err error) (*pb.Result, error) {
-	if m.change != nil {
-		if err == nil && res.Errno == 0 && !res.Mismatch {
-			res.Leased = res.Leased && m.l.leased(m.req.Session, res)
-			if v := m.touch.Victim; v != 0 && len(m.change.Holders()) == 0 {
-				m.l.forget(v)
-			}
+// over ends what begin began, with the outcome.
+func (m *mutation) over(ctx context.Context, res *pb.Result, err error) (*pb.Result, error) {
+	if !m.handed { // only read once another goroutine does this
+		m.handed = true
+	}
+	defer m.release(err != nil || res.Errno == 0)
+	if m.change != nil && err == nil && res.Errno == 0 && !res.Mismatch {
+		res.Leased = res.Leased && m.l.leased(m.req.Session, res)
+		if v := m.touch.Victim; v != 0 && len(m.change.Holders()) == 0 {
+			m.l.forget(ctx, v)
 		}
+	}
+	return res, err
+}
+
+// release lets others have leases and opens again. opened tells whether the mutation may have opened a file.
+func (m *mutation) release(opened bool) {
+	if m.change != nil {
 		m.change.End()
 	}
 	if m.open != nil {
-		m.open.Done(err != nil || res.Errno == 0)
+		m.open.Done(opened)
 	}
-	return res, err
 }
 
 func (m *mutation) intent() lease.Intent {
@@ -192,7 +207,7 @@ func (m *mutation) intent() lease.Intent {
 
 // unchanged looks again: between the first look and Begin the names may have come to mean other inodes, which Begin did
 // not mark. What changes from now on, the state machine notices.
-func (m *mutation) unchanged() (same bool, err error) {
+func (m *mutation) unchanged(ctx context.Context) (same bool, err error) {
 	switch m.op.GetOp().(type) {
 	case *pb.Op_Unlink, *pb.Op_Rename:
 	default:
@@ -201,7 +216,7 @@ func (m *mutation) unchanged() (same bool, err error) {
 	if m.l.s.db.Applied() == m.index {
 		return true, nil
 	}
-	err = m.l.s.db.View(func(r kv.Reader) error {
+	err = m.l.s.db.ViewContext(ctx, func(r kv.Reader) error {
 		t := touched(r, m.op)
 		same = t.Victim == m.touch.Victim && slices.Equal(t.Inodes, m.touch.Inodes)
 		return nil
@@ -225,24 +240,38 @@ func (m *mutation) propose(ctx context.Context) (*pb.Result, error) {
 	if s.node.Term() != m.l.term {
 		// Won again, perhaps, but as another leadership: who led in between may have granted leases that this mutation did not
 		// wait for.
-		return m.over(nil, s.notLeader())
+		return m.over(ctx, nil, s.notLeader())
 	}
 	p, err := s.node.Start(ctx, &pb.Command{
 		Version: namespace.CommandVersion, Time: time.Now().UnixNano(),
 		Session: req.Session, Sequence: req.Sequence, Unanswered: req.Unanswered, Cred: req.Cred, Op: m.op,
 	})
 	if err != nil {
-		return m.over(nil, err)
+		return m.over(ctx, nil, err)
 	}
 	select {
 	case <-p.Done():
-		return m.over(m.outcome(p))
+		res, err := m.outcome(p)
+		return m.over(ctx, res, err)
 	case <-ctx.Done():
-		s.outcomes.Go(func() {
-			<-p.Done()
-			_, _ = m.over(m.outcome(p)) // nobody is there to hear it
-		})
-		return nil, status.FromContextError(ctx.Err()).Err()
+		err = status.FromContextError(ctx.Err()).Err()
+	case <-m.l.ctx.Done(): // raft may be waiting for the state machine
+		err = s.notLeader()
+	}
+	m.handed = true
+	s.outcomes.Go(func() {
+		<-p.Done()
+		defer m.survive()
+		res, err := m.outcome(p)
+		_, _ = m.over(context.WithoutCancel(ctx), res, err) // nobody is there to hear it
+	})
+	return nil, err
+}
+
+// survive keeps a panic from ending the process, as it would not in a handler.
+func (m *mutation) survive() {
+	if r := recover(); r != nil {
+		m.l.log.Error("the end of a mutation panicked; this is a bug, please report it", "panic", r, "stack", string(debug.Stack()))
 	}
 }
 
@@ -290,13 +319,17 @@ func (l *leader) leased(session uint64, res *pb.Result) bool {
 }
 
 // forget drops what the table knows of an inode that nobody had open, if it is gone now.
-func (l *leader) forget(inode uint64) {
+func (l *leader) forget(ctx context.Context, inode uint64) {
 	gone := false
-	if err := l.s.db.View(func(r kv.Reader) error {
+	err := l.s.db.ViewContext(ctx, func(r kv.Reader) error {
 		_, err := namespace.GetAttr(r, inode)
 		gone = err != nil
 		return nil
-	}); err == nil && gone {
+	})
+	switch {
+	case err == nil && gone:
 		l.table.Gone(inode)
+	case err != nil && ctx.Err() != nil: // the caller must not wait for it
+		l.s.outcomes.Go(func() { l.forget(context.WithoutCancel(ctx), inode) })
 	}
 }

@@ -19,6 +19,7 @@ const maxDirReply = 4 << 20
 
 // reading is a read under way: its leases are asked for first, then the leadership is confirmed, then the state is read.
 type reading struct {
+	ctx     context.Context
 	l       *leader
 	session uint64 // 0: no lease is wanted
 	cred    posix.Cred
@@ -41,7 +42,7 @@ func (s *Server) read(ctx context.Context, method string, rc *pb.ReadContext, pr
 	}
 	s.reads.Add(1)
 	c := rc.GetCred()
-	rd := &reading{l: l, session: rc.GetSession(), cred: posix.Cred{UID: c.GetUid(), GID: c.GetGid(), Groups: c.GetGroups()}}
+	rd := &reading{ctx: ctx, l: l, session: rc.GetSession(), cred: posix.Cred{UID: c.GetUid(), GID: c.GetGid(), Groups: c.GetGroups()}}
 	if prepare != nil && rd.session != 0 {
 		if err := prepare(rd); err != nil {
 			return err
@@ -55,7 +56,7 @@ func (s *Server) read(ctx context.Context, method string, rc *pb.ReadContext, pr
 
 func (rd *reading) view(fn func(*reading, kv.Reader) error) error {
 	rd.index = rd.l.s.db.Applied() // before the View: what it shows is at least as new
-	return rd.l.s.db.View(func(r kv.Reader) error { return fn(rd, r) })
+	return rd.l.s.db.ViewContext(rd.ctx, func(r kv.Reader) error { return fn(rd, r) })
 }
 
 func (rd *reading) grant(inode uint64) bool {

@@ -226,6 +226,13 @@ type directContext struct {
 	cancel context.CancelFunc
 }
 
+// over is the context of a handler that has returned.
+var over = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
 func (d *directContext) Deadline() (time.Time, bool) { return d.caller.Deadline() }
 func (d *directContext) Value(any) any               { return nil }
 
@@ -257,6 +264,8 @@ func (d *directContext) end() {
 	defer d.mu.Unlock()
 	if d.cancel != nil {
 		d.cancel()
+	} else {
+		d.ctx = over
 	}
 }
 

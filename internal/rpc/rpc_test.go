@@ -396,6 +396,27 @@ func (d *deaf) Read(context.Context, *pb.ReadRequest) (*pb.ReadHeader, mem.Buffe
 	return nil, nil, errors.New("released")
 }
 
+// TestDirectContextEndsWithItsHandler: whoever kept the context and asks for its end only then need not wait.
+func TestDirectContextEndsWithItsHandler(t *testing.T) {
+	for _, early := range []bool{false, true} {
+		s := &Server{}
+		s.ctx, s.cancel = context.WithCancel(context.Background())
+		d := &directContext{s: s, caller: t.Context()}
+		if early {
+			_ = d.Done()
+		}
+		if d.Err() != nil {
+			t.Error("ended before its handler")
+		}
+		d.end()
+		<-d.Done()
+		if d.Err() == nil {
+			t.Error("ended without an error")
+		}
+		s.cancel()
+	}
+}
+
 func TestCallersGetAwayFromDeafHandlers(t *testing.T) {
 	d := &deaf{stuck: stuck{entered: make(chan struct{}, 1)}, release: make(chan struct{})}
 	bothWays(t, func() ChunkHandler { return d }, func(t *testing.T, conn Conn) {

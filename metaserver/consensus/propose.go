@@ -70,7 +70,8 @@ type Proposal struct {
 	began time.Time
 }
 
-// Done is closed when the outcome is known: at the latest when raft notices that this member does not lead any more.
+// Done is closed when the outcome is known: when the command is applied or, if it is not committed by then, when raft notices
+// that this member does not lead any more.
 func (p *Proposal) Done() <-chan struct{} { return p.done }
 
 // Outcome is what applying the command gave; the Result belongs to the caller. To be asked once, when Done is closed. With
@@ -138,6 +139,9 @@ func newProposals() *proposals {
 
 // submit hands something to raft. An error means that it was not.
 func (q *proposals) submit(ctx context.Context, start func() raft.Future) (*proposal, error) {
+	if ctx.Err() != nil {
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
 	select {
 	case q.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -166,7 +170,8 @@ func (q *proposals) collect() {
 	}
 }
 
-// close takes no more and returns when all are answered: at the latest when raft notices that it lost its majority.
+// close takes no more and returns when all are answered: what is committed, when it is applied; the rest at the latest when
+// raft notices that it lost its majority.
 func (q *proposals) close() {
 	q.mu.Lock()
 	if !q.closed {

@@ -1,6 +1,7 @@
 package kv
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -135,8 +136,15 @@ func (db *DB) load() (*view, uint64, error) {
 
 // View calls fn with a consistent state that contains every Update that returned before. Views run beside each other, but
 // hold up Updates: fn must not block, and must not call View or Update.
-func (db *DB) View(fn func(Reader) error) (err error) {
-	db.mu.RLock()
+func (db *DB) View(fn func(Reader) error) error {
+	return db.ViewContext(context.Background(), fn)
+}
+
+// ViewContext is View, but the wait for a writer, who may wait for the disk, ends with ctx.
+func (db *DB) ViewContext(ctx context.Context, fn func(Reader) error) (err error) {
+	if err := db.rlock(ctx); err != nil {
+		return err
+	}
 	defer db.mu.RUnlock()
 	if db.unusable != nil {
 		return db.unusable
@@ -144,6 +152,33 @@ func (db *DB) View(fn func(Reader) error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // the file may shrink under the mapping
 	defer db.catch(&err)
 	return fn(db.view)
+}
+
+func (db *DB) rlock(ctx context.Context) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case db.mu.TryRLock():
+		return nil
+	case ctx.Done() == nil:
+		db.mu.RLock()
+		return nil
+	}
+	locked := make(chan struct{}) // without room: it is sent only to a caller who still waits
+	go func() {
+		db.mu.RLock()
+		select {
+		case locked <- struct{}{}:
+		case <-ctx.Done():
+			db.mu.RUnlock()
+		}
+	}()
+	select {
+	case <-locked:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Update applies the command at a log index. The writes of fn become visible together when it returns nil; otherwise

@@ -2,6 +2,7 @@ package kv
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -428,6 +429,43 @@ func TestFullBufferHoldsUpdatesUp(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestWaitForAWriterEndsWithTheContext: a reader that a waiting writer keeps out gets away, and leaves nothing locked.
+func TestWaitForAWriterEndsWithTheContext(t *testing.T) {
+	db := openTest(t, Options{})
+	held, end := make(chan struct{}), make(chan struct{})
+	var group sync.WaitGroup
+	group.Go(func() {
+		if err := db.View(func(Reader) error { close(held); <-end; return nil }); err != nil {
+			t.Error(err)
+		}
+	})
+	<-held
+	group.Go(func() { put(t, db, 1, "k", "v") })
+	waitFor(t, "a writer that waits", func() bool {
+		free := db.mu.TryRLock()
+		if free {
+			db.mu.RUnlock()
+		}
+		return !free
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() { left <- db.ViewContext(ctx, func(Reader) error { return nil }) }()
+	cancel()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Errorf("the reader got %v", err)
+	}
+	if err := db.ViewContext(ctx, func(Reader) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a context that has ended: %v", err)
+	}
+	close(end)
+	group.Wait()
+	if err := db.ViewContext(t.Context(), func(Reader) error { return nil }); err != nil || get(t, db, "k") != "v" {
+		t.Errorf("afterwards: %v", err)
+	}
+	put(t, db, 2, "k", "w") // a reader's lock left over would hold this up for ever
 }
 
 func TestReadersSeeCommandsWhole(t *testing.T) {
