@@ -53,8 +53,9 @@ type FS struct {
 
 	closed atomic.Bool
 
-	mu    sync.Mutex
-	files map[Ino]*openFile
+	mu     sync.Mutex
+	files  map[Ino]*openFile
+	lately closedFiles
 }
 
 type config struct {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/shoalfs/shoalfs/metaserver"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
 func must(t *testing.T, err error) {
@@ -407,6 +408,56 @@ func TestIdleMakerKeepsNoFile(t *testing.T) {
 		s, err := c.metas[0].Status(ctx)
 		return err == nil && s.Inodes == 1
 	})
+}
+
+// TestOvertakenAttributes: attributes that were read before a commit of this client's own writes, and are looked at after it, do
+// not hide what was written; nor may anybody cache what is made of them.
+func TestOvertakenAttributes(t *testing.T) {
+	c := startCluster(t, clusterOptions{})
+	f := c.dial(t)
+	ctx := t.Context()
+	_, h, err := f.low.Create(ctx, f.cred, Root, "f", os.O_RDWR, 0o644)
+	must(t, err)
+	before := func() *pb.Attr {
+		a, _, err := f.meta.GetAttr(ctx, uint64(h.ino))
+		must(t, err)
+		return a
+	}
+	check := func(when string, a *pb.Attr, want uint64) {
+		t.Helper()
+		if got := f.merged(a, time.Now().Add(time.Hour)); got.Size != want || !got.LeaseUntil.IsZero() {
+			t.Errorf("%s: %d bytes, cached until %v; want %d bytes, not cached", when, got.Size, got.LeaseUntil, want)
+		}
+	}
+	write := func(data string, off int64) {
+		_, err := h.WriteAt(ctx, []byte(data), off)
+		must(t, err)
+	}
+
+	a := before()
+	write("0123456789", 0)
+	check("not committed", a, 10)
+	must(t, h.Flush(ctx))
+	check("committed", a, 10)
+
+	a = before()
+	must(t, h.Truncate(ctx, 4))
+	check("truncated", a, 4)
+	if size := h.file.Size(); size != 4 {
+		t.Errorf("the file took old attributes for new: %d bytes", size)
+	}
+
+	a = before()
+	write("0123456789", 0)
+	must(t, h.Release(ctx))
+	check("closed", a, 10)
+
+	// What is as new as can be may be cached.
+	now, until, err := f.meta.GetAttr(ctx, uint64(h.ino))
+	must(t, err)
+	if got := f.merged(now, until); got.Size != 10 || got.LeaseUntil.IsZero() {
+		t.Errorf("in the end: %d bytes, cached until %v", got.Size, got.LeaseUntil)
+	}
 }
 
 // Two clients that remove one tree do not disturb each other.

@@ -16,6 +16,7 @@ import (
 type openFile struct {
 	file    *data.File
 	handles int
+	version uint64 // of the attributes when it was opened
 }
 
 // Handle is an open regular file. It is safe for concurrent use; after Release every method returns EBADF.
@@ -37,7 +38,7 @@ func (f *FS) newHandle(cred Cred, attr *pb.Attr, flags int) *Handle {
 	defer f.mu.Unlock()
 	o := f.files[h.ino]
 	if o == nil {
-		o = new(openFile)
+		o = &openFile{version: attr.Version}
 		f.files[h.ino] = o
 	}
 	o.file = h.file
@@ -49,31 +50,66 @@ func (f *FS) newHandle(cred Cred, attr *pb.Attr, flags int) *Handle {
 func (f *FS) opened(ino Ino) *data.File {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.file(ino)
+}
+
+// file is opened for whoever holds mu.
+func (f *FS) file(ino Ino) *data.File {
 	if o := f.files[ino]; o != nil {
 		return o.file
 	}
 	return nil
 }
 
-// merged turns attributes as the metaserver has them into what this client shows: with its own uncommitted writes.
+// merged turns attributes as the metaserver had them into what this client shows: with its own writes, be they uncommitted or
+// committed since. It may only be cached if it has none of them.
 func (f *FS) merged(a *pb.Attr, until time.Time) Attr {
-	out := attrOf(a, until)
 	if a.Mode&syscall.S_IFMT != syscall.S_IFREG {
-		return out
+		return attrOf(a, until)
 	}
-	file := f.opened(out.Ino)
-	if file == nil {
-		return out
+	f.mu.Lock()
+	file, closed := f.file(Ino(a.Inode)), f.lately.get(a.Inode)
+	f.mu.Unlock()
+	v := data.View{Attr: closed}
+	if file != nil {
+		v = file.Merge(a)
 	}
-	file.Observe(a)
-	if file.Dirty() {
-		out.Size = file.Size()
-		if m := file.Mtime(); m.After(out.Mtime) {
-			out.Mtime, out.Ctime = m, m
+	if v.Attr != nil && v.Attr.Version > a.Version {
+		a, until = v.Attr, time.Time{} // a commit was faster than whoever read a
+	}
+	out := attrOf(a, until)
+	if v.Dirty {
+		out.Size = v.Size
+		if v.Mtime.After(out.Mtime) {
+			out.Mtime, out.Ctime = v.Mtime, v.Mtime
 		}
 		out.LeaseUntil = time.Time{} // it changes without a revocation
 	}
 	return out
+}
+
+// closedFiles remembers the attributes of files that were changed and closed lately, for those that read them before the last
+// commit and have not looked at them yet.
+type closedFiles struct {
+	attrs map[uint64]*pb.Attr
+	ring  [closedBound]uint64 // inodes, the oldest at next; 0: none
+	next  int
+}
+
+const closedBound = 1024
+
+func (c *closedFiles) get(ino uint64) *pb.Attr { return c.attrs[ino] }
+
+func (c *closedFiles) put(a *pb.Attr) {
+	if c.attrs == nil {
+		c.attrs = map[uint64]*pb.Attr{}
+	}
+	if _, ok := c.attrs[a.Inode]; !ok {
+		delete(c.attrs, c.ring[c.next])
+		c.ring[c.next] = a.Inode
+		c.next = (c.next + 1) % closedBound
+	}
+	c.attrs[a.Inode] = a
 }
 
 // Ino returns the inode.
@@ -218,6 +254,9 @@ func (h *Handle) Release(ctx context.Context) error {
 		o.handles--
 	} else {
 		delete(f.files, h.ino)
+		if a := h.file.Attr(); a.Version > o.version {
+			f.lately.put(a)
+		}
 	}
 	f.mu.Unlock()
 	f.meta.CloseInode(uint64(h.ino))
@@ -240,9 +279,9 @@ func (f *FS) setAttr(ctx context.Context, cred Cred, op *pb.SetAttr) (Attr, erro
 	var r *pb.Result
 	var err error
 	if file != nil && op.Size != nil {
-		err = file.Truncate(ctx, *op.Size, func(ctx context.Context) error {
+		err = file.Truncate(ctx, func(ctx context.Context) (*pb.Attr, error) {
 			r, err = change(ctx)
-			return err
+			return r.GetAttr(), err
 		})
 	} else {
 		r, err = change(ctx)

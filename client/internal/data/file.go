@@ -7,8 +7,6 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/fserr"
 	"github.com/shoalfs/shoalfs/internal/posix"
@@ -82,6 +80,31 @@ func (f *File) observe(attr *pb.Attr) {
 	}
 }
 
+// View is a file as this client sees it at one moment.
+type View struct {
+	Attr  *pb.Attr  // as the metaserver has it, the newest known; not to be changed
+	Dirty bool      // there are uncommitted writes
+	Size  uint64    // with them
+	Mtime time.Time // of the last of them; zero if there is none
+}
+
+// Merge is Observe, and returns what is known then.
+func (f *File) Merge(attr *pb.Attr) View {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if attr.Inode == f.inode {
+		f.observe(attr)
+	}
+	return View{Attr: f.attr, Dirty: f.dirty(), Size: f.size(), Mtime: f.mtime()}
+}
+
+// Attr returns the newest attributes that are known to be the metaserver's. They must not be changed.
+func (f *File) Attr() *pb.Attr {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.attr
+}
+
 // Size returns the size in bytes, uncommitted writes included.
 func (f *File) Size() uint64 {
 	f.mu.Lock()
@@ -107,10 +130,8 @@ func (f *File) sizeBefore(stop *generation) uint64 {
 	return size
 }
 
-// Mtime returns when the last uncommitted write was, the zero time if there is none.
-func (f *File) Mtime() time.Time {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// mtime returns when the last uncommitted write was, the zero time if there is none.
+func (f *File) mtime() time.Time {
 	var last int64
 	for _, g := range f.gens {
 		last = max(last, g.mtime)
@@ -474,9 +495,9 @@ func (f *File) bury(g *generation) {
 	close(g.done)
 }
 
-// Truncate sets the size to what change, which asks the metaserver, sets it to. It publishes first what was written before;
-// writes that arrive meanwhile wait.
-func (f *File) Truncate(ctx context.Context, size uint64, change func(context.Context) error) error {
+// Truncate sets the size to what change, which asks the metaserver, sets it to; change returns what the metaserver answered. It
+// publishes first what was written before; writes that arrive meanwhile wait.
+func (f *File) Truncate(ctx context.Context, change func(context.Context) (*pb.Attr, error)) error {
 	if err := f.lock(ctx); err != nil {
 		return err
 	}
@@ -484,25 +505,17 @@ func (f *File) Truncate(ctx context.Context, size uint64, change func(context.Co
 	if err := f.Commit(ctx, false); err != nil {
 		return err
 	}
-	if err := change(ctx); err != nil {
+	attr, err := change(ctx)
+	if err != nil {
 		return err
 	}
-	f.Truncated(size, nil)
-	return nil
-}
-
-// Truncated tells that the metaserver has set the size. attr is what it answered, nil if the caller does not have it.
-func (f *File) Truncated(size uint64, attr *pb.Attr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ahead = readahead{}
 	if attr != nil && attr.Inode == f.inode {
 		f.observe(attr)
-		return
 	}
-	a := proto.CloneOf(f.attr)
-	a.Size = size
-	f.attr = a
+	return nil
 }
 
 // finish publishes everything, what was written since earlier data was lost included.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
 // model is what a file must look like: to this client, and, committed, to everyone.
@@ -112,12 +114,8 @@ func (m *model) append(t *rapid.T) {
 
 func (m *model) truncate(t *rapid.T) {
 	size := rapid.OneOf(rapid.IntRange(0, 5000), rapid.IntRange(0, modelMax)).Draw(t, "size")
-	m.must(t, m.f.Truncate(m.ctx(t), uint64(size), func(context.Context) error {
-		attr := m.x.meta.setSize(m.f.inode, uint64(size))
-		if rapid.Bool().Draw(t, "told") {
-			m.f.Truncated(uint64(size), attr)
-		}
-		return nil
+	m.must(t, m.f.Truncate(m.ctx(t), func(context.Context) (*pb.Attr, error) {
+		return m.x.meta.setSize(m.f.inode, uint64(size)), nil
 	}))
 	if size < len(m.view) {
 		m.view = m.view[:size:size]
