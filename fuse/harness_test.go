@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"runtime/pprof"
 	"sync"
 	"syscall"
@@ -30,10 +31,13 @@ func needFUSE(t *testing.T) {
 	if err == nil {
 		err = f.Close()
 	}
+	if err == nil && os.Geteuid() != 0 {
+		_, err = exec.LookPath("fusermount3")
+	}
 	if err == nil {
 		return
 	}
-	unavailable(t, "no FUSE here: ", err)
+	unavailable(t, "no FUSE here:", err)
 }
 
 func needRoot(t *testing.T) {

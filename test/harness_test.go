@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/shoalfs/shoalfs/fuse"
 )
 
 // patience bounds every wait for a condition; a test that meets it has failed.
@@ -49,9 +51,13 @@ var binary struct {
 	err  error
 }
 
-// shoalBinary builds the program once and returns its path.
+// shoalBinary builds the program once and returns its path. SHOAL_BINARY names one that is built already, for users who cannot
+// build it.
 func shoalBinary(t testing.TB) string {
 	t.Helper()
+	if path := os.Getenv("SHOAL_BINARY"); path != "" {
+		return path
+	}
 	binary.Do(func() {
 		dir, err := os.MkdirTemp("", "shoal-test-bin-")
 		if err != nil {
@@ -222,8 +228,8 @@ func (c *processes) everything() []*process {
 func (c *processes) killAll() {
 	c.t.Helper()
 	c.all(c.everything(), func(p *process) { p.end(syscall.SIGKILL) })
-	if err := syscall.Unmount(c.mountDir, syscall.MNT_DETACH); err != nil {
-		c.t.Fatalf("unmount %s: %v", c.mountDir, err)
+	if err := fuse.Unmount(c.mountDir); err != nil {
+		c.t.Fatal(err)
 	}
 }
 
@@ -243,7 +249,7 @@ func (c *processes) stop() {
 			<-p.done
 		}
 	}
-	_ = syscall.Unmount(c.mountDir, syscall.MNT_DETACH) // not mounted, at worst
+	_ = fuse.Unmount(c.mountDir) // not mounted, at worst
 	if c.t.Failed() {
 		for _, p := range c.everything() {
 			if p != nil {
