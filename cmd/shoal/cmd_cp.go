@@ -150,5 +150,8 @@ func copyIn(ctx context.Context, t tree, in io.Reader, target location) error {
 	if at, err := t.Lstat(ctx, to); (err == nil && at.isDir()) || target.slash {
 		return &pathError{target.String(), errors.New("is a directory: standard input needs the name of a file")}
 	}
+	if dir := missingParent(ctx, t, to); dir != "" {
+		return &pathError{target.String(), missingError(t, dir)}
+	}
 	return writeStream(ctx, t, to, in, "standard input")
 }

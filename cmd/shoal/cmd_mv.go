@@ -63,6 +63,9 @@ func rename(ctx context.Context, t tree, p pair) error {
 	if err != nil {
 		return &pathError{t.Show(p.from), err}
 	}
+	if p.dirOnly && !from.isDir() {
+		return p.refuseFile(t)
+	}
 	switch at, err := t.Lstat(ctx, p.to); {
 	case err == nil && at.ID == from.ID:
 		return &pathError{t.Show(p.to), errors.New("source and target are the same file")}
