@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"path"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -79,9 +78,7 @@ func (c *cli) mount(cmd *cobra.Command, args []string, o mountOptions) error {
 		return err
 	}
 	w.start()
-	waiting := time.AfterFunc(5*time.Second, func() { log.Warn("still waiting for the cluster to answer", "cluster", addrs) })
 	fsys, err := connect(ctx, addrs, timeout, client.WithLogger(log), client.WithRegisterer(reg), client.WithMemory(o.memory<<20), client.WithCache(o.cache<<20), client.WithAttrCache(o.attrs))
-	waiting.Stop()
 	if err != nil {
 		return errors.Join(err, w.Close())
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,6 +47,28 @@ func TestTargetWithSlash(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	fails(t, exitFailed, []string{"-r"}, "cp", at("d"), dir+"/no/")
+}
+
+// A cluster that does not let us in: which of the ways it is not there.
+func TestUnanswered(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lonely := l.Addr().String()
+	_ = l.Close() // for the metaserver
+	dir := t.TempDir()
+	fails(t, exitFailed, []string{"no cluster answers at " + lonely + " within 1s (connection refused)", "--cluster"}, "--cluster", lonely, "--timeout", "1s", "ls")
+
+	s := serve(t, "meta", "--id", "1", "--listen", lonely, "--data", dir, "--peers", "1="+lonely+",2=127.0.0.1:1,3=127.0.0.1:2")
+	if !s.lines.Scan() { // it listens
+		t.Fatal(s.log.String())
+	}
+	for _, cmd := range []string{"ls", "status"} {
+		fails(t, exitFailed, []string{"the metaserver at " + lonely + " answers, but no leader is known", "127.0.0.1:1: connection refused"},
+			"--cluster", lonely+",127.0.0.1:1", "--timeout", "1s", cmd)
+	}
+	s.stop()
 }
 
 // Where a directory is missing on the way, that one is named.

@@ -186,9 +186,38 @@ func connect(ctx context.Context, addrs string, timeout time.Duration, opts ...c
 	}
 	fsys, err := client.Dial(dialing, addrs, opts...)
 	if err != nil && ctx.Err() == nil && dialing.Err() != nil {
-		return nil, fmt.Errorf("no cluster answers at %s within %v: is it running (shoal up), and is the address right (--cluster)?", addrs, timeout)
+		return nil, unanswered(err, addrs, timeout)
 	}
 	return fsys, err
+}
+
+// unanswered says what the cluster is missing that did not let us in.
+func unanswered(err error, addrs string, timeout time.Duration) error {
+	var refused *client.ConnectError
+	var followers, others []string
+	if errors.As(err, &refused) {
+		for _, p := range refused.Metaservers {
+			if p.Follower {
+				followers = append(followers, p.Address)
+			} else {
+				others = append(others, p.String())
+			}
+		}
+	}
+	causes := ""
+	switch {
+	case len(others) == 1 && refused.Metaservers[0].Address == addrs:
+		causes = " (" + refused.Metaservers[0].Reason + ")"
+	case len(others) > 0:
+		causes = " (" + strings.Join(others, ", ") + ")"
+	}
+	switch len(followers) {
+	case 0:
+		return fmt.Errorf("no cluster answers at %s within %v%s: is it running (shoal up), and is the address right (--cluster)?", addrs, timeout, causes)
+	case 1:
+		return fmt.Errorf("the metaserver at %s answers, but no leader is known%s: are most of the metaservers up and reachable?", followers[0], causes)
+	}
+	return fmt.Errorf("the metaservers at %s answer, but no leader is known%s: are most of the metaservers up and reachable?", strings.Join(followers, ", "), causes)
 }
 
 // withFS runs fn with a connection to the cluster.
