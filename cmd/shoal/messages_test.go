@@ -90,3 +90,13 @@ func TestMissingParent(t *testing.T) {
 		t.Errorf("%d %q", r.status, r.err)
 	}
 }
+
+// Of a cluster that runs already the directory is named, not one of its ports.
+func TestUpTwice(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "data")
+	s := serve(t, "up", "--data", data, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--chunkservers", "1")
+	said := s.ready()
+	busy := strings.Trim(strings.TrimPrefix(said["http"], "http://"), "/")
+	fails(t, exitFailed, []string{data + " is in use by another `shoal up`"}, "up", "--data", data, "--http", busy)
+	s.stop()
+}

@@ -28,13 +28,21 @@ func (w *webFlags) add(cmd *cobra.Command, listen string) {
 	cmd.Flags().BoolVar(&w.debug, "debug", false, "serve profiles at /debug/pprof of the --http address")
 }
 
+// check finds a mistake in the address before anything is touched.
+func (w *webFlags) check() error {
+	if w.listen == "" {
+		return nil
+	}
+	return checkAddress(w.listen, true)
+}
+
 // open listens for HTTP if it was asked for, so that a port in use is known before anything else is touched. Requests are
 // answered from start on: health and page may use what is made between the two.
 func (w *webFlags) open(log *slog.Logger, reg *prometheus.Registry, health func() error, page http.Handler) (*web, error) {
 	if w.listen == "" {
 		return &web{}, nil
 	}
-	if err := checkAddress(w.listen, true); err != nil {
+	if err := w.check(); err != nil {
 		return nil, err
 	}
 	s, err := httpd.New(httpd.Config{Listen: w.listen, Gather: reg, Health: health, Page: page, Debug: w.debug, Logger: log})
