@@ -57,10 +57,22 @@ func dead(dir string) bool {
 	return unix.Statfs(dir, &st) == syscall.ENOTCONN
 }
 
+// checkDevice says why the device of FUSE cannot be used, and what to do.
+func checkDevice(path string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("this system has no FUSE (%w): load the kernel module with `modprobe fuse`, or give the container the device", err)
+	}
+	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.R_OK|unix.W_OK, unix.AT_EACCESS); err != nil {
+		return fmt.Errorf("%s cannot be used (%w): its mode is %#o, on most systems it is 0666: `sudo chmod 666 %s`", path, err, st.Mode().Perm(), path)
+	}
+	return nil
+}
+
 // mountRaw mounts, and starts nothing.
 func mountRaw(f gofuse.RawFileSystem, dir string, o *Options) (*gofuse.Server, error) {
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		return nil, fmt.Errorf("this system has no FUSE (%w): load the kernel module with `modprobe fuse`, or give the container the device", err)
+	if err := checkDevice("/dev/fuse"); err != nil {
+		return nil, err
 	}
 	mo := &gofuse.MountOptions{
 		AllowOther: o.AllowOther, Name: "shoal", FsName: o.Source, MaxBackground: maxBackground,
