@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,6 +32,19 @@ func TestCheckDevice(t *testing.T) {
 	for _, want := range []string{"permission denied", "040", "chmod 666 " + path} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no %q in %q", want, err)
+		}
+	}
+}
+
+// One line, without numbers that mean nothing to anybody.
+func TestHelperError(t *testing.T) {
+	for msg, want := range map[string]string{
+		"fusermount exited with code 256\n": "it failed, and says above why",
+		"no such thing\n":                   "no such thing",
+		"no such thing":                     "no such thing",
+	} {
+		if got := helperError(errors.New(msg)).Error(); got != want {
+			t.Errorf("%q: %q", msg, got)
 		}
 	}
 }

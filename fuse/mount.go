@@ -112,10 +112,23 @@ func mountRaw(f gofuse.RawFileSystem, dir string, o *Options) (*gofuse.Server, e
 	if err == nil {
 		return raw, nil
 	}
+	err = helperError(err)
 	if o.AllowOther && direct == nil {
 		err = fmt.Errorf("%w (other users are let in only if /etc/fuse.conf says user_allow_other)", err)
 	}
 	return nil, errors.Join(direct, fmt.Errorf("fusermount3: %w", err))
+}
+
+// helperError is an error of mounting with fusermount3, which writes to standard error itself why it failed.
+func helperError(err error) error {
+	msg := strings.TrimSpace(err.Error())
+	if strings.HasPrefix(msg, "fusermount exited with code") { // what go-fuse makes of its end; the number is a wait status
+		return errors.New("it failed, and says above why")
+	}
+	if msg != err.Error() {
+		return errors.New(msg)
+	}
+	return err
 }
 
 // Unmount takes a mount of shoalfs away, whoever serves it: also one whose server has died. EBUSY when programs use it.

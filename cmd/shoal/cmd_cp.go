@@ -81,7 +81,7 @@ func splitArgs(args []string) (sources []location, target location, err error) {
 			return nil, target, usagef("standard input or output (-) goes with exactly one other path")
 		}
 		if target.remote && s.remote != sources[0].remote || !target.remote && !target.std && !s.remote {
-			return nil, target, usagef("%s: all sources have to be on one side, and one of source and target in the cluster", s)
+			return nil, target, usagef("%s: all sources have to be on one side, and one of source and target in the cluster", quoted(s.String()))
 		}
 	}
 	return sources, target, nil

@@ -166,7 +166,7 @@ func (c *cli) serveUp(ctx context.Context, cl *cluster.Cluster, w *web, o upOpti
 			return cl.Err()
 		case <-gone:
 			gone = nil
-			log.Info("the mount was taken away; the cluster goes on", "dir", o.mount)
+			log.Warn("the mount was taken away; the cluster goes on", "dir", o.mount)
 		}
 	}
 }

@@ -26,7 +26,7 @@ type pathError struct {
 	err  error
 }
 
-func (e *pathError) Error() string { return e.path + ": " + reason(e.err) }
+func (e *pathError) Error() string { return quoted(e.path) + ": " + reason(e.err) }
 func (e *pathError) Unwrap() error { return e.err }
 
 // failures gathers what went wrong without stopping the rest.
@@ -130,7 +130,7 @@ func missingParent(ctx context.Context, t tree, p string) string {
 
 // missingError is ENOENT with the directory that it is about.
 func missingError(t tree, dir string) error {
-	return fmt.Errorf("no such file or directory: the directory %s is missing", t.Show(dir))
+	return fmt.Errorf("no such file or directory: the directory %s is missing", quoted(t.Show(dir)))
 }
 
 // refuseFile is the error for what is no directory and would get a name that is one's.
@@ -226,7 +226,7 @@ func (c *copier) top(ctx context.Context, p pair) {
 		return
 	}
 	if c.src.Same(c.dst) && p.from != "/" && within(c.src.Show(p.to), c.src.Show(p.from)) {
-		c.fail(ctx, c.src, p.from, fmt.Errorf("cannot be copied into itself (%s)", c.dst.Show(p.to)))
+		c.fail(ctx, c.src, p.from, fmt.Errorf("cannot be copied into itself (%s)", quoted(c.dst.Show(p.to))))
 		return
 	}
 	c.directory(ctx, e, p, true)
@@ -262,7 +262,7 @@ func (f *failures) addUnlessDone(ctx context.Context, err error) {
 // directory copies a directory and what is in it. A directory that is there already is kept and added to.
 func (c *copier) directory(ctx context.Context, e *entry, p pair, root bool) {
 	if into, ok := c.roots[e.ID]; ok {
-		c.fail(ctx, c.src, p.from, fmt.Errorf("cannot be copied into itself (%s)", c.dst.Show(into)))
+		c.fail(ctx, c.src, p.from, fmt.Errorf("cannot be copied into itself (%s)", quoted(c.dst.Show(into))))
 		return
 	}
 	where, err := c.makeDir(ctx, e, p.to, root)

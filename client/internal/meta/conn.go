@@ -172,7 +172,7 @@ func (c *conn) leave(t *target, err error) {
 	}
 	c.noteTrouble(t.address, err)
 	if c.fails == 1 || c.fails%30 == 0 {
-		c.log.Info("looking for the leading metaserver", "left", t.address, "hint", hint, "attempts", c.fails, "cause", err)
+		c.log.Info("looking for the leading metaserver", "left", t.address, "hint", hint, "attempts", c.fails, "cause", reasonOf(err))
 	}
 	c.metrics.leaves.Inc()
 	c.now = nil
