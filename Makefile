@@ -2,10 +2,10 @@ GO ?= go
 GOBIN := $(CURDIR)/.cache/bin
 GOFMT = "$$($(GO) env GOROOT)/bin/gofmt"
 
-# What `make run` uses.
+# What `make run` uses. Its log is short so that the text before it can be read.
 DATA ?= ./data
 MNT ?= ./mnt
-UP_FLAGS ?=
+UP_FLAGS ?= --log-level warn
 
 # RACE=1 tests with the race detector, which needs a C compiler. PKG and TESTFLAGS choose what is tested and how.
 RACE ?=
@@ -27,8 +27,9 @@ run: build ## run a cluster with its data in ./data, mounted at ./mnt, until int
 	@if [ ! -e /dev/fuse ]; then \
 		echo "This system has no /dev/fuse, so nothing can be mounted: load the module (modprobe fuse), or give the container the device."; \
 		echo "Without a mount:  ./shoal up --data $(DATA)"; exit 1; \
-	elif [ ! -w /dev/fuse ]; then \
-		echo "You may not use /dev/fuse: ask for access to it, or run as root."; \
+	elif [ ! -r /dev/fuse ] || [ ! -w /dev/fuse ]; then \
+		echo "You may not use /dev/fuse, which is $$(stat -c '%A %U:%G' /dev/fuse); on most systems everybody may (crw-rw-rw-). To allow it:"; \
+		echo "    sudo chmod 666 /dev/fuse"; \
 		echo "Without a mount:  ./shoal up --data $(DATA)"; exit 1; \
 	elif [ "$$(id -u)" != 0 ] && ! command -v fusermount3 >/dev/null; then \
 		echo "Mounting as an ordinary user needs fusermount3, which is not there. Install the package fuse3:"; \
@@ -41,7 +42,7 @@ run: build ## run a cluster with its data in ./data, mounted at ./mnt, until int
 	@echo "Starting a cluster. When it says \"ready\", try in another terminal, in this directory:"
 	@echo
 	@echo "    cp -r \"\$$(go env GOROOT)/src\" $(MNT)/          # it is a directory like any other"
-	@echo "    ./shoal cp -r shoal:/src out                 # the same files without the mount"
+	@echo "    ./shoal cp -r shoal:/src/. out               # the same files without the mount"
 	@echo "    diff -r \"\$$(go env GOROOT)/src\" out && echo the same"
 	@echo "    ./shoal status                               # and http://127.0.0.1:7480/ in a browser"
 	@echo

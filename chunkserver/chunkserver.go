@@ -132,6 +132,9 @@ func (s *Server) open() (err error) {
 // Address is where the server listens.
 func (s *Server) Address() string { return s.rpc.Address() }
 
+// Listening is the same.
+func (s *Server) Listening() string { return s.rpc.Address() }
+
 // Ready is closed when the server is registered with the leading metaserver.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 

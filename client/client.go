@@ -116,7 +116,9 @@ func Dial(ctx context.Context, addrs string, opts ...Option) (*FS, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("connect to %q: %w", addrs, err), f.pool.Close())
 	}
-	if err = f.meta.Start(ctx); err == nil {
+	if err = f.meta.Start(ctx); err != nil {
+		err = &ConnectError{err: err, Metaservers: problemsOf(f.meta.Troubles())}
+	} else {
 		f.store, err = data.NewStore(data.StoreConfig{Meta: f.meta, Pool: f.pool, Memory: o.memory, CacheBytes: o.cache, Logger: o.log, Registerer: o.registerer})
 	}
 	if err != nil {

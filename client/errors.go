@@ -6,8 +6,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
 
+	"github.com/shoalfs/shoalfs/client/internal/meta"
 	"github.com/shoalfs/shoalfs/internal/fserr"
 )
 
@@ -50,3 +52,43 @@ func cause(err error) error {
 type withErrno struct{ error }
 
 func (e *withErrno) Unwrap() []error { return []error{e.error, fserr.Errno(e.error)} }
+
+// ConnectError is why Dial did not get in before its context ended; it wraps the context's error.
+type ConnectError struct {
+	Metaservers []MetaserverProblem // one for each address tried
+	err         error
+}
+
+// MetaserverProblem is what is wrong with one metaserver.
+type MetaserverProblem struct {
+	Address  string
+	Reason   string // for people to read
+	Follower bool   // it answers, but does not lead and sends to no leader that does
+}
+
+// String is address and reason.
+func (p MetaserverProblem) String() string { return p.Address + ": " + p.Reason }
+
+func problemsOf(list []meta.Trouble) []MetaserverProblem {
+	var out []MetaserverProblem
+	for _, t := range list {
+		out = append(out, MetaserverProblem(t))
+	}
+	return out
+}
+
+func (e *ConnectError) Error() string {
+	var b strings.Builder
+	for i, p := range e.Metaservers {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(p.String())
+	}
+	if b.Len() == 0 {
+		return e.err.Error()
+	}
+	return e.err.Error() + " (" + b.String() + ")"
+}
+
+func (e *ConnectError) Unwrap() error { return e.err }

@@ -57,10 +57,22 @@ func dead(dir string) bool {
 	return unix.Statfs(dir, &st) == syscall.ENOTCONN
 }
 
+// checkDevice says why the device of FUSE cannot be used, and what to do.
+func checkDevice(path string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("this system has no FUSE (%w): load the kernel module with `modprobe fuse`, or give the container the device", err)
+	}
+	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.R_OK|unix.W_OK, unix.AT_EACCESS); err != nil {
+		return fmt.Errorf("%s cannot be used (%w): its mode is %#o, on most systems it is 0666: `sudo chmod 666 %s`", path, err, st.Mode().Perm(), path)
+	}
+	return nil
+}
+
 // mountRaw mounts, and starts nothing.
 func mountRaw(f gofuse.RawFileSystem, dir string, o *Options) (*gofuse.Server, error) {
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		return nil, fmt.Errorf("this system has no FUSE (%w): load the kernel module with `modprobe fuse`, or give the container the device", err)
+	if err := checkDevice("/dev/fuse"); err != nil {
+		return nil, err
 	}
 	mo := &gofuse.MountOptions{
 		AllowOther: o.AllowOther, Name: "shoal", FsName: o.Source, MaxBackground: maxBackground,
@@ -100,10 +112,23 @@ func mountRaw(f gofuse.RawFileSystem, dir string, o *Options) (*gofuse.Server, e
 	if err == nil {
 		return raw, nil
 	}
+	err = helperError(err)
 	if o.AllowOther && direct == nil {
 		err = fmt.Errorf("%w (other users are let in only if /etc/fuse.conf says user_allow_other)", err)
 	}
 	return nil, errors.Join(direct, fmt.Errorf("fusermount3: %w", err))
+}
+
+// helperError is an error of mounting with fusermount3, which writes to standard error itself why it failed.
+func helperError(err error) error {
+	msg := strings.TrimSpace(err.Error())
+	if strings.HasPrefix(msg, "fusermount exited with code") { // what go-fuse makes of its end; the number is a wait status
+		return errors.New("it failed, and says above why")
+	}
+	if msg != err.Error() {
+		return errors.New(msg)
+	}
+	return err
 }
 
 // Unmount takes a mount of shoalfs away, whoever serves it: also one whose server has died. EBUSY when programs use it.

@@ -195,6 +195,9 @@ func (s *Server) shut() error {
 // Address is where peers and clients reach this metaserver.
 func (s *Server) Address() string { return s.cfg.Advertise }
 
+// Listening is the host:port that it listens on.
+func (s *Server) Listening() string { return s.rpc.Address() }
+
 // Ready is closed when a leader is known, and serves if it is this metaserver.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 

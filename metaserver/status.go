@@ -89,11 +89,14 @@ func (s *Server) following() string {
 // problems says in sentences what is wrong with the cluster.
 func (l *leader) problems(st *pb.StatusReply) []string {
 	var out []string
-	healthy := 0
+	healthy, reported := 0, 0
 	settled := time.Since(l.since) > settling
 	for _, s := range st.Servers {
 		if s.State == pb.ServerState_SERVER_STATE_HEALTHY {
 			healthy++
+		}
+		if len(s.Disks) > 0 { // which only its heartbeats name
+			reported++
 		}
 		if s.Problem != "" && (settled || s.State == pb.ServerState_SERVER_STATE_HEALTHY) {
 			state := ""
@@ -107,6 +110,9 @@ func (l *leader) problems(st *pb.StatusReply) []string {
 				out = append(out, fmt.Sprintf("chunk server %d at %s: disk %s failed: %s", s.Id, s.Address, d.Path, d.Error))
 			}
 		}
+	}
+	if n := len(st.Servers); reported < n && !settled {
+		out = append(out, fmt.Sprintf("the leader is new: %d of %d chunk servers have reported; until all have, space and health are not fully known", reported, n))
 	}
 	layout := l.layout()
 	switch {

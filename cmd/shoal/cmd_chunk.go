@@ -56,10 +56,10 @@ func (c *cli) chunk(cmd *cobra.Command, o chunkOptions) error {
 		return err
 	}
 	if s, err = chunkserver.New(cfg); err != nil {
-		return errors.Join(err, w.Close())
+		return errors.Join(listenError(err, o.listen), w.Close())
 	}
 	w.start()
-	return errors.Join(c.runPart(cmd.Context(), log, s, w), w.Close())
+	return errors.Join(c.runPart(cmd.Context(), log, s, o.advertise, w), w.Close())
 }
 
 func (o chunkOptions) config() (chunkserver.Config, error) {

@@ -81,7 +81,7 @@ func splitArgs(args []string) (sources []location, target location, err error) {
 			return nil, target, usagef("standard input or output (-) goes with exactly one other path")
 		}
 		if target.remote && s.remote != sources[0].remote || !target.remote && !target.std && !s.remote {
-			return nil, target, usagef("%s: all sources have to be on one side, and one of source and target in the cluster", s)
+			return nil, target, usagef("%s: all sources have to be on one side, and one of source and target in the cluster", quoted(s.String()))
 		}
 	}
 	return sources, target, nil
@@ -149,6 +149,9 @@ func copyIn(ctx context.Context, t tree, in io.Reader, target location) error {
 	}
 	if at, err := t.Lstat(ctx, to); (err == nil && at.isDir()) || target.slash {
 		return &pathError{target.String(), errors.New("is a directory: standard input needs the name of a file")}
+	}
+	if dir := missingParent(ctx, t, to); dir != "" {
+		return &pathError{target.String(), missingError(t, dir)}
 	}
 	return writeStream(ctx, t, to, in, "standard input")
 }

@@ -61,10 +61,10 @@ func (c *cli) meta(cmd *cobra.Command, o metaOptions) error {
 		return err
 	}
 	if s, err = metaserver.New(cfg); err != nil {
-		return errors.Join(err, w.Close())
+		return errors.Join(listenError(err, o.listen), w.Close())
 	}
 	w.start()
-	return errors.Join(c.runPart(cmd.Context(), log, s, w), w.Close())
+	return errors.Join(c.runPart(cmd.Context(), log, s, s.Address(), w), w.Close())
 }
 
 func (o metaOptions) config() (metaserver.Config, error) {

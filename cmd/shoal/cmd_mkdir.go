@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path"
 	"strconv"
 	"syscall"
@@ -58,6 +59,11 @@ func parseMode(s string) (uint32, error) {
 
 func makeDirs(ctx context.Context, t tree, p string, perm uint32, parents bool) error {
 	err := t.Mkdir(ctx, p, perm)
+	if errors.Is(err, syscall.ENOENT) && !parents {
+		if dir := missingParent(ctx, t, p); dir != "" {
+			return at(t, p, fmt.Errorf("%w; -p makes missing ones", missingError(t, dir)))
+		}
+	}
 	if err == nil || !parents {
 		return at(t, p, err)
 	}

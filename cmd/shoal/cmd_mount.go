@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"path"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -53,8 +52,13 @@ Ordinary users need the program fusermount3 (package fuse3); root needs nothing.
 func (c *cli) mount(cmd *cobra.Command, args []string, o mountOptions) error {
 	ctx := cmd.Context()
 	addrs, subdir, dir := c.cluster, "", args[len(args)-1]
-	if len(args) == 2 {
+	switch {
+	case dir == "":
+		return usagef("the directory to mount on is empty")
+	case len(args) == 2:
 		addrs, subdir = parseSource(args[0])
+	case isSource(dir):
+		return usagef("the directory to mount on is missing: %s looks like the address of a cluster (a directory of that name is written ./%s)", dir, dir)
 	}
 	if o.memory < 1 || o.cache < 0 || o.attrs < 1 {
 		return usagef("--memory %d, --cache %d, --cache-attrs %d: want at least 1, 0 and 1", o.memory, o.cache, o.attrs)
@@ -79,9 +83,7 @@ func (c *cli) mount(cmd *cobra.Command, args []string, o mountOptions) error {
 		return err
 	}
 	w.start()
-	waiting := time.AfterFunc(5*time.Second, func() { log.Warn("still waiting for the cluster to answer", "cluster", addrs) })
 	fsys, err := connect(ctx, addrs, timeout, client.WithLogger(log), client.WithRegisterer(reg), client.WithMemory(o.memory<<20), client.WithCache(o.cache<<20), client.WithAttrCache(o.attrs))
-	waiting.Stop()
 	if err != nil {
 		return errors.Join(err, w.Close())
 	}
@@ -99,6 +101,12 @@ func parseSource(s string) (addrs, subdir string) {
 		subdir = path.Clean("/" + subdir)
 	}
 	return addrs, subdir
+}
+
+// isSource tells whether an argument can be meant as ADDR[,ADDR…][:/SUBDIR].
+func isSource(s string) bool {
+	addrs, _ := parseSource(s)
+	return !strings.Contains(addrs, "/") && checkAddresses(addrs) == nil
 }
 
 func mountFS(ctx context.Context, fsys *client.FS, dir, subdir string, o mountOptions, log *slog.Logger, reg prometheus.Registerer) (*fuse.Server, error) {

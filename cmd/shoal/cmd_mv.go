@@ -35,7 +35,7 @@ func (c *cli) mv(cmd *cobra.Command, args []string) error {
 			return usagef("standard input and output cannot be moved")
 		}
 		if l != target && l.base == "" {
-			return usagef("%s cannot be moved", l)
+			return usagef("%s cannot be moved", quoted(l.String()))
 		}
 	}
 	return c.withFS(cmd.Context(), func(fsys *client.FS) error {
@@ -63,6 +63,9 @@ func rename(ctx context.Context, t tree, p pair) error {
 	if err != nil {
 		return &pathError{t.Show(p.from), err}
 	}
+	if p.dirOnly && !from.isDir() {
+		return p.refuseFile(t)
+	}
 	switch at, err := t.Lstat(ctx, p.to); {
 	case err == nil && at.ID == from.ID:
 		return &pathError{t.Show(p.to), errors.New("source and target are the same file")}
@@ -73,7 +76,7 @@ func rename(ctx context.Context, t tree, p pair) error {
 		if errors.Is(err, syscall.EINVAL) && within(p.to, p.from) {
 			err = errors.New("cannot be moved into itself")
 		}
-		return &pathError{t.Show(p.from) + " to " + t.Show(p.to), err}
+		return &pathError{quoted(t.Show(p.from)) + " to " + quoted(t.Show(p.to)), err}
 	}
 	return nil
 }

@@ -75,7 +75,7 @@ func (o upOptions) config(cmd *cobra.Command) (cluster.Config, error) {
 	if o.data == "" {
 		return cfg, usagef("--data is empty")
 	}
-	return cfg, nil
+	return cfg, o.web.check()
 }
 
 func (c *cli) up(cmd *cobra.Command, o upOptions) error {
@@ -90,9 +90,14 @@ func (c *cli) up(cmd *cobra.Command, o upOptions) error {
 	reg := httpd.NewRegistry()
 	cfg.Logger, cfg.Registerer = log, reg
 	var cl *cluster.Cluster
-	w, err := o.web.open(log, reg, func() error { return upHealth(cl) }, httpd.MetaPage("run by one process, shoal up",
-		func(ctx context.Context) (*pb.StatusReply, error) { return cl.Status(ctx) }))
-	if err != nil {
+	w := &web{}
+	// The directory comes first: where another process has it, that one has the ports too, and is what is to be named.
+	cfg.Prepare = func() error {
+		opened, err := o.web.open(log, reg, func() error { return upHealth(cl) }, httpd.MetaPage("run by one process, shoal up",
+			func(ctx context.Context) (*pb.StatusReply, error) { return cl.Status(ctx) }))
+		if err == nil {
+			w = opened
+		}
 		return err
 	}
 	if cl, err = cluster.New(cfg); err != nil {
@@ -161,7 +166,7 @@ func (c *cli) serveUp(ctx context.Context, cl *cluster.Cluster, w *web, o upOpti
 			return cl.Err()
 		case <-gone:
 			gone = nil
-			log.Info("the mount was taken away; the cluster goes on", "dir", o.mount)
+			log.Warn("the mount was taken away; the cluster goes on", "dir", o.mount)
 		}
 	}
 }

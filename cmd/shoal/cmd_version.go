@@ -13,6 +13,7 @@ func newVersion(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Show which shoal this is",
+		Long:  "version shows which shoal this is, as \"shoal --version\" does.",
 		Args:  exactly(0, "nothing"),
 		RunE: func(*cobra.Command, []string) error {
 			v := thisVersion()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -25,7 +26,7 @@ type pathError struct {
 	err  error
 }
 
-func (e *pathError) Error() string { return e.path + ": " + reason(e.err) }
+func (e *pathError) Error() string { return quoted(e.path) + ": " + reason(e.err) }
 func (e *pathError) Unwrap() error { return e.err }
 
 // failures gathers what went wrong without stopping the rest.
@@ -70,6 +71,7 @@ type dirDone struct {
 type pair struct {
 	from, to string
 	merge    bool // the contents of from go into to, whose own mode and times stay
+	dirOnly  bool // to is not there and was written with a slash at the end: only a directory may get that name
 }
 
 // place says what is known about where a copy goes.
@@ -97,9 +99,14 @@ func plan(ctx context.Context, dst tree, sources []location, target location) ([
 		}
 		return nil, &pathError{target.String(), errors.New("not a directory, and several sources need one")}
 	}
+	if at == nil {
+		if dir := missingParent(ctx, dst, target.path); dir != "" {
+			return nil, &pathError{target.String(), missingError(dst, dir)}
+		}
+	}
 	var out []pair
 	for _, s := range sources {
-		p := pair{from: s.path, to: target.path}
+		p := pair{from: s.path, to: target.path, dirOnly: at == nil && target.slash}
 		if isDir {
 			if p.merge = s.base == ""; !p.merge {
 				p.to = dst.Join(target.path, s.base)
@@ -108,6 +115,27 @@ func plan(ctx context.Context, dst tree, sources []location, target location) ([
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// missingParent returns the first directory on the way to a path that is not there, "" if that is not what is wrong.
+func missingParent(ctx context.Context, t tree, p string) string {
+	missing := ""
+	for dir := parentOf(t, p); ; dir = parentOf(t, dir) {
+		if _, err := t.Stat(ctx, dir); !errors.Is(err, syscall.ENOENT) || dir == parentOf(t, dir) {
+			return missing
+		}
+		missing = dir
+	}
+}
+
+// missingError is ENOENT with the directory that it is about.
+func missingError(t tree, dir string) error {
+	return fmt.Errorf("no such file or directory: the directory %s is missing", quoted(t.Show(dir)))
+}
+
+// refuseFile is the error for what is no directory and would get a name that is one's.
+func (p pair) refuseFile(t tree) error {
+	return &pathError{strings.TrimRight(t.Show(p.to), "/") + "/", errors.New("no such directory")}
 }
 
 // run copies the pairs and returns when all is done or ctx has ended. Failures are in c.failed.
@@ -186,6 +214,10 @@ func (c *copier) top(ctx context.Context, p pair) {
 		return
 	}
 	if !e.isDir() {
+		if p.dirOnly {
+			c.failed.add(p.refuseFile(c.dst))
+			return
+		}
 		c.object(ctx, e, p.from, p.to, named)
 		return
 	}
@@ -194,7 +226,7 @@ func (c *copier) top(ctx context.Context, p pair) {
 		return
 	}
 	if c.src.Same(c.dst) && p.from != "/" && within(c.src.Show(p.to), c.src.Show(p.from)) {
-		c.fail(ctx, c.src, p.from, fmt.Errorf("cannot be copied into itself (%s)", c.dst.Show(p.to)))
+		c.fail(ctx, c.src, p.from, fmt.Errorf("cannot be copied into itself (%s)", quoted(c.dst.Show(p.to))))
 		return
 	}
 	c.directory(ctx, e, p, true)
@@ -230,7 +262,7 @@ func (f *failures) addUnlessDone(ctx context.Context, err error) {
 // directory copies a directory and what is in it. A directory that is there already is kept and added to.
 func (c *copier) directory(ctx context.Context, e *entry, p pair, root bool) {
 	if into, ok := c.roots[e.ID]; ok {
-		c.fail(ctx, c.src, p.from, fmt.Errorf("cannot be copied into itself (%s)", c.dst.Show(into)))
+		c.fail(ctx, c.src, p.from, fmt.Errorf("cannot be copied into itself (%s)", quoted(c.dst.Show(into))))
 		return
 	}
 	where, err := c.makeDir(ctx, e, p.to, root)

@@ -155,7 +155,7 @@ func follow(ctx context.Context, t tree, to string) (string, error) {
 
 func parentOf(t tree, p string) string {
 	if t.Same(localTree{}) {
-		return filepath.Dir(p)
+		return filepath.Dir(filepath.Clean(p)) // a slash at the end makes no difference
 	}
 	return path.Dir(p)
 }

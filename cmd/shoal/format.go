@@ -171,6 +171,15 @@ func shown(name string, terminal bool) string {
 	}, name)
 }
 
+// quoted is a name for an error message: as it is if all of it can be seen, else quoted, so that it neither commands the
+// terminal nor ends the line.
+func quoted(name string) string {
+	if utf8.ValidString(name) && strings.IndexFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return name
+	}
+	return strconv.Quote(name)
+}
+
 // writeJSON writes one value, indented.
 func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)

@@ -51,7 +51,7 @@ func (l location) String() string {
 func remotePath(arg string) (string, error) {
 	l := parseLocation(arg)
 	if !l.remote {
-		return "", usagef("%s is a local path; paths in the cluster are written shoal:/path", arg)
+		return "", usagef("%s is a local path; paths in the cluster are written shoal:/path", quoted(arg))
 	}
 	return l.path, nil
 }

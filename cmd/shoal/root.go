@@ -8,12 +8,14 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/shoalfs/shoalfs/client"
 	"github.com/shoalfs/shoalfs/internal/cluster"
@@ -90,11 +92,13 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 // complain writes an error to standard error, a line each for errors joined together.
 func (c *cli) complain(cmd *cobra.Command, err error) {
 	for line := range strings.SplitSeq(strings.TrimRight(describe(err), "\n"), "\n") {
-		_, _ = fmt.Fprintf(c.err, "%s: %s\n", cmd.CommandPath(), line) // nowhere left to complain to
+		// Names of files are quoted where they need it; what else may command a terminal came with other errors.
+		_, _ = fmt.Fprintf(c.err, "%s: %s\n", cmd.CommandPath(), shown(line, true)) // nowhere left to complain to
 	}
 }
 
 func newRoot(c *cli) *cobra.Command {
+	var showVersion bool
 	root := &cobra.Command{
 		Use:   "shoal",
 		Short: "A distributed file system: mount it, copy to it, run it",
@@ -119,6 +123,10 @@ environment variable SHOAL_CLUSTER names.`,
 			return usageError{errors.New(msg)}
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if showVersion {
+				_, err := fmt.Fprintln(c.out, thisVersion())
+				return err
+			}
 			if err := cmd.Help(); err != nil {
 				return err
 			}
@@ -134,7 +142,8 @@ environment variable SHOAL_CLUSTER names.`,
 		}
 		return cmd.Help()
 	}})
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
+	root.Flags().BoolVar(&showVersion, "version", false, "show which shoal this is")
 	fl := root.PersistentFlags()
 	fl.StringVar(&c.cluster, "cluster", defaultCluster(), "metaservers to connect to, HOST:PORT[,HOST:PORT…] (environment: SHOAL_CLUSTER)")
 	fl.DurationVar(&c.timeout, "timeout", 10*time.Second, "how long to wait for the cluster to let us in; 0: for ever")
@@ -145,6 +154,28 @@ environment variable SHOAL_CLUSTER names.`,
 		newStatus(c), newServers(c), newPolicy(c), newCompletion(c), newVersion(c),
 	)
 	return root
+}
+
+// flagError says what a flag takes, where the value given is nothing of that kind.
+func flagError(err error) error {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return err
+	}
+	want := ""
+	switch f := invalid.GetFlag(); f.Value.Type() {
+	case "int", "int64":
+		want = "a whole number"
+	case "uint64":
+		want = "a whole number from 0"
+	case "duration":
+		want = "a duration such as 2s or 1m"
+	case "bool":
+		want = "true or false"
+	default:
+		return err
+	}
+	return fmt.Errorf("--%s %s: invalid argument, want %s", invalid.GetFlag().Name, quoted(invalid.GetValue()), want)
 }
 
 func defaultCluster() string {
@@ -186,9 +217,38 @@ func connect(ctx context.Context, addrs string, timeout time.Duration, opts ...c
 	}
 	fsys, err := client.Dial(dialing, addrs, opts...)
 	if err != nil && ctx.Err() == nil && dialing.Err() != nil {
-		return nil, fmt.Errorf("no cluster answers at %s within %v: is it running (shoal up), and is the address right (--cluster)?", addrs, timeout)
+		return nil, unanswered(err, addrs, timeout)
 	}
 	return fsys, err
+}
+
+// unanswered says what the cluster is missing that did not let us in.
+func unanswered(err error, addrs string, timeout time.Duration) error {
+	var refused *client.ConnectError
+	var followers, others []string
+	if errors.As(err, &refused) {
+		for _, p := range refused.Metaservers {
+			if p.Follower {
+				followers = append(followers, p.Address)
+			} else {
+				others = append(others, p.String())
+			}
+		}
+	}
+	causes := ""
+	switch {
+	case len(others) == 1 && refused.Metaservers[0].Address == addrs:
+		causes = " (" + refused.Metaservers[0].Reason + ")"
+	case len(others) > 0:
+		causes = " (" + strings.Join(others, ", ") + ")"
+	}
+	switch len(followers) {
+	case 0:
+		return fmt.Errorf("no cluster answers at %s within %v%s: is it running (shoal up), and is the address right (--cluster)?", addrs, timeout, causes)
+	case 1:
+		return fmt.Errorf("the metaserver at %s answers, but no leader is known%s: are most of the metaservers up and reachable?", followers[0], causes)
+	}
+	return fmt.Errorf("the metaservers at %s answer, but no leader is known%s: are most of the metaservers up and reachable?", strings.Join(followers, ", "), causes)
 }
 
 // withFS runs fn with a connection to the cluster.
@@ -208,12 +268,17 @@ func describe(err error) string {
 	case errors.Is(err, context.Canceled):
 		return "interrupted"
 	case errors.As(err, &path) && err == error(path):
-		return path.Path + ": " + reason(path.Err)
+		return quoted(path.Path) + ": " + reason(path.Err)
 	case errors.As(err, &link) && err == error(link):
-		return link.Old + " to " + link.New + ": " + reason(link.Err)
+		return quoted(link.Old) + " to " + quoted(link.New) + ": " + reason(link.Err)
 	}
-	return err.Error()
+	return withoutRPC(err.Error())
 }
+
+var rpcPrefix = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
+// withoutRPC takes out how gRPC introduces an error: that is for programmers.
+func withoutRPC(msg string) string { return rpcPrefix.ReplaceAllLiteralString(msg, "") }
 
 // reason strips what names the operation and the path from an error, for those who name the path themselves.
 func reason(err error) string {
@@ -230,7 +295,7 @@ func reason(err error) string {
 	case errors.Is(err, syscall.ENOENT):
 		return "no such file or directory"
 	}
-	return err.Error()
+	return withoutRPC(err.Error())
 }
 
 // Positional arguments, with errors that count as usage errors.

@@ -28,13 +28,21 @@ func (w *webFlags) add(cmd *cobra.Command, listen string) {
 	cmd.Flags().BoolVar(&w.debug, "debug", false, "serve profiles at /debug/pprof of the --http address")
 }
 
+// check finds a mistake in the address before anything is touched.
+func (w *webFlags) check() error {
+	if w.listen == "" {
+		return nil
+	}
+	return checkAddress(w.listen, true)
+}
+
 // open listens for HTTP if it was asked for, so that a port in use is known before anything else is touched. Requests are
 // answered from start on: health and page may use what is made between the two.
 func (w *webFlags) open(log *slog.Logger, reg *prometheus.Registry, health func() error, page http.Handler) (*web, error) {
 	if w.listen == "" {
 		return &web{}, nil
 	}
-	if err := checkAddress(w.listen, true); err != nil {
+	if err := w.check(); err != nil {
 		return nil, err
 	}
 	s, err := httpd.New(httpd.Config{Listen: w.listen, Gather: reg, Health: health, Page: page, Debug: w.debug, Logger: log})
@@ -72,21 +80,34 @@ func (w *web) url() string {
 type part interface {
 	Run(context.Context) error
 	Ready() <-chan struct{}
-	Address() string
+	Listening() string // host:port, with the port that it got
 	Close() error
 }
 
-// runPart runs a server until ctx ends, and says when it serves.
-func (c *cli) runPart(ctx context.Context, log *slog.Logger, p part, w *web) error {
+// listenError names the flag to change where a port is taken.
+func listenError(err error, listen string) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s is in use: stop what listens there, or choose another address with --listen", listen)
+	}
+	return err
+}
+
+// runPart runs a server until ctx ends, and says when it serves. advertised is where others reach it, if it is not known to
+// be where it listens.
+func (c *cli) runPart(ctx context.Context, log *slog.Logger, p part, advertised string, w *web) error {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	ended := make(chan error, 1)
 	go func() { ended <- p.Run(running) }()
-	if err := c.announce("listen " + p.Address()); err != nil {
-		return errors.Join(err, p.Close())
+	lines := []string{"listen " + p.Listening()}
+	if advertised != "" && advertised != p.Listening() {
+		lines = append(lines, "reached at "+advertised)
 	}
 	if u := w.url(); u != "" {
-		if err := c.announce("http   " + u); err != nil {
+		lines = append(lines, "http   "+u)
+	}
+	for _, line := range lines {
+		if err := c.announce(line); err != nil {
 			return errors.Join(err, p.Close())
 		}
 	}

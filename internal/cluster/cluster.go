@@ -41,7 +41,10 @@ type Config struct {
 	Chunkservers int    // at least 1; may grow
 	// Listen is the host:port of the first metaserver; the others take the ports after it. Port 0 takes free ones, and
 	// keeps them in later runs.
-	Listen     string
+	Listen string
+	// Prepare is called when the directory is known to be free for this cluster, before anything else in it is touched: the
+	// place to take what else the cluster needs, such as ports. Nil: nothing.
+	Prepare    func() error
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: no metrics
 }
@@ -70,6 +73,9 @@ func New(cfg Config) (*Cluster, error) {
 	if cfg.Registerer == nil {
 		cfg.Registerer = prometheus.NewRegistry()
 	}
+	if err := refusePart(cfg.Dir); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
@@ -88,6 +94,11 @@ func (c *Cluster) open() error {
 	st, err := settle(c.cfg)
 	if err != nil {
 		return err
+	}
+	if c.cfg.Prepare != nil {
+		if err := c.cfg.Prepare(); err != nil {
+			return err
+		}
 	}
 	// All ports are tried before any part is made: a metaserver that came up would remember where its peers should have been.
 	for _, addr := range st.Metaservers {

@@ -133,6 +133,24 @@ func freeAddresses(host string, n int) ([]string, error) {
 	return out, nil
 }
 
+// partFiles are what tells that a directory belongs to a server that runs apart.
+var partFiles = []struct{ name, command string }{
+	{"meta.json", "shoal meta"},
+	{"shoal-disk.json", "shoal chunk"},
+}
+
+// refusePart keeps out of the directory of a single server.
+func refusePart(dir string) error {
+	for _, p := range partFiles {
+		if _, err := os.Lstat(filepath.Join(dir, p.name)); err == nil {
+			return fmt.Errorf("%s holds %s: it is the data of a `%s`; choose another directory with --data", dir, p.name, p.command)
+		} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+			return fmt.Errorf("data directory: %w", err)
+		}
+	}
+	return nil
+}
+
 // refuseForeign keeps out of a directory that has data of servers but is not a cluster's.
 func refuseForeign(dir string) error {
 	for _, part := range []string{partName("meta", 0), partName("chunk", 0)} {

@@ -53,10 +53,17 @@ func newRaftLogger(l *slog.Logger) *raftLogger {
 	return &raftLogger{log: l, seen: &complaints{last: map[string]time.Time{}}}
 }
 
+const electionStarts = "heartbeat timeout reached, starting election"
+
+// firstElection tells an election that no leader was lost before, as at every start: that is no news.
+func firstElection(msg string, args []any) bool {
+	return msg == electionStarts && len(args) >= 2 && args[0] == "last-leader-addr" && fmt.Sprint(args[1]) == ""
+}
+
 // levels of messages that raft takes more seriously than they are.
 var levels = map[string]slog.Level{
-	// It belongs to every start, and to every change of leaders.
-	"heartbeat timeout reached, starting election": slog.LevelInfo,
+	// It belongs to every change of leaders; see firstElection.
+	electionStarts: slog.LevelInfo,
 	// Whoever asked has gone meanwhile; if that is a failure, it is for others to tell.
 	"failed to flush response": slog.LevelDebug,
 }
@@ -78,7 +85,7 @@ func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
 	if known, ok := levels[msg]; ok {
 		to = min(to, known)
 	}
-	if l.seen.over.Load() {
+	if l.seen.over.Load() || firstElection(msg, args) {
 		to = min(to, slog.LevelDebug)
 	}
 	if !l.log.Enabled(context.Background(), to) {

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/hashicorp/raft"
 )
 
 // captured is what was logged.
@@ -52,7 +54,8 @@ func TestComplaintsThatRepeat(t *testing.T) {
 	for range 3 {
 		l.Error("failed to contact", "server-id", "2")
 		l.Error("failed to contact", "server-id", "3")
-		l.Warn("heartbeat timeout reached, starting election", "last-leader-addr", "")
+		l.Warn("heartbeat timeout reached, starting election", "last-leader-addr", "a:1", "last-leader-id", "2")
+		l.Warn("heartbeat timeout reached, starting election", "last-leader-addr", raft.ServerAddress(""), "last-leader-id", "")
 		l.Info("entering candidate state")
 	}
 	l.seen.over.Store(true)

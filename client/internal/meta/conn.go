@@ -25,6 +25,9 @@ const (
 	maxHops     = 3  // hints followed one after another before they are doubted
 	maxMembers  = 64 // addresses remembered
 	maxInternal = 5  // answers "internal error" before the caller gets it
+
+	waitTold  = 5 * time.Second // without a leader before the log says so
+	waitAgain = time.Minute     // after which it says so again
 )
 
 var (
@@ -64,6 +67,10 @@ type conn struct {
 	fails   int // targets given up since one last answered
 	hops    int // hints followed since one last answered
 	closed  bool
+
+	troubles []Trouble // of targets given up since one last answered
+	since    time.Time // the first of them
+	told     time.Time // when the log last said that we wait
 }
 
 func newConn(pool *rpc.Pool, addresses []string, log *slog.Logger, m *metrics) (*conn, error) {
@@ -163,8 +170,9 @@ func (c *conn) leave(t *target, err error) {
 		}
 		c.fails++
 	}
+	c.noteTrouble(t.address, err)
 	if c.fails == 1 || c.fails%30 == 0 {
-		c.log.Info("looking for the leading metaserver", "left", t.address, "hint", hint, "attempts", c.fails, "cause", err)
+		c.log.Info("looking for the leading metaserver", "left", t.address, "hint", hint, "attempts", c.fails, "cause", reasonOf(err))
 	}
 	c.metrics.leaves.Inc()
 	c.now = nil
@@ -177,6 +185,7 @@ func (c *conn) works(t *target) {
 	c.mu.Lock()
 	if c.now == t {
 		c.fails, c.hops = 0, 0
+		c.noteEnd(t.address)
 	}
 	c.mu.Unlock()
 }

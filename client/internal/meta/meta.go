@@ -93,6 +93,9 @@ func (c *Client) Start(ctx context.Context) error {
 	return nil
 }
 
+// Troubles says why no metaserver serves this client; none while one does.
+func (c *Client) Troubles() []Trouble { return c.conn.trouble() }
+
 // Close ends the session, waiting for the cluster until ctx ends: a session that cannot be ended runs out by itself. Calls
 // in flight fail.
 func (c *Client) Close(ctx context.Context) error {

@@ -46,7 +46,8 @@ func (c *Client) run(ctx context.Context) {
 		}
 		if s == nil {
 			if err := c.openSession(ctx); err != nil && ctx.Err() == nil {
-				c.log.Warn("cannot open a session", "err", err)
+				c.log.Debug("cannot open a session", "err", err) // the warning that we wait says why
+				c.conn.skip(err)
 				pauseFor(ctx, maxBackoff)
 			}
 			continue

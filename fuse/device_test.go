@@ -1,0 +1,50 @@
+package fuse
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestCheckDevice(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fuse")
+	if err := checkDevice(path); err == nil || !strings.Contains(err.Error(), "modprobe") {
+		t.Errorf("no device: %v", err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := checkDevice(path); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chmod(path, 0o040); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		t.Skip("root may use every device")
+	}
+	err := checkDevice(path)
+	if err == nil {
+		t.Fatal("a device that may not be used is taken for one that may")
+	}
+	for _, want := range []string{"permission denied", "040", "chmod 666 " + path} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("no %q in %q", want, err)
+		}
+	}
+}
+
+// One line, without numbers that mean nothing to anybody.
+func TestHelperError(t *testing.T) {
+	for msg, want := range map[string]string{
+		"fusermount exited with code 256\n": "it failed, and says above why",
+		"no such thing\n":                   "no such thing",
+		"no such thing":                     "no such thing",
+	} {
+		if got := helperError(errors.New(msg)).Error(); got != want {
+			t.Errorf("%q: %q", msg, got)
+		}
+	}
+}
