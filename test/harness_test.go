@@ -17,8 +17,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/shoalfs/shoalfs/fuse"
 )
 
 // patience bounds every wait for a condition; a test that meets it has failed.
@@ -51,13 +49,9 @@ var binary struct {
 	err  error
 }
 
-// shoalBinary builds the program once and returns its path. SHOAL_BINARY names one that is built already, for users who cannot
-// build it.
+// shoalBinary builds the program once and returns its path.
 func shoalBinary(t testing.TB) string {
 	t.Helper()
-	if path := os.Getenv("SHOAL_BINARY"); path != "" {
-		return path
-	}
 	binary.Do(func() {
 		dir, err := os.MkdirTemp("", "shoal-test-bin-")
 		if err != nil {
@@ -228,8 +222,8 @@ func (c *processes) everything() []*process {
 func (c *processes) killAll() {
 	c.t.Helper()
 	c.all(c.everything(), func(p *process) { p.end(syscall.SIGKILL) })
-	if err := fuse.Unmount(c.mountDir); err != nil {
-		c.t.Fatal(err)
+	if err := syscall.Unmount(c.mountDir, syscall.MNT_DETACH); err != nil {
+		c.t.Fatalf("unmount %s: %v", c.mountDir, err)
 	}
 }
 
@@ -249,7 +243,7 @@ func (c *processes) stop() {
 			<-p.done
 		}
 	}
-	_ = fuse.Unmount(c.mountDir) // not mounted, at worst
+	_ = syscall.Unmount(c.mountDir, syscall.MNT_DETACH) // not mounted, at worst
 	if c.t.Failed() {
 		for _, p := range c.everything() {
 			if p != nil {

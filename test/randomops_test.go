@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestRandomOperations does the same random operations on a cluster and on a model of a file system, and compares all that
@@ -97,7 +99,7 @@ func (r *run) watch() *time.Timer {
 	return time.AfterFunc(patience, func() {
 		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
 		if m, ok := r.target.(*mountTarget); ok {
-			detach(m.dir)
+			_ = unix.Unmount(m.dir, unix.MNT_DETACH|unix.MNT_FORCE)
 		}
 		panic(fmt.Sprintf("seed %d: an operation hangs", r.seed))
 	})

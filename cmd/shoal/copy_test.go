@@ -80,15 +80,12 @@ func copyWith(ctx context.Context, dst tree, from, to string) *copier {
 }
 
 func TestCopyTree(t *testing.T) {
-	from, to := makeTree(t), filepath.Join(scratch(t), "copy")
+	from, to := makeTree(t), filepath.Join(t.TempDir(), "copy")
 	if c := copyWith(t.Context(), brokenTree{}, from, to); c.failed.count != 0 {
 		t.Fatal(c.failed.list)
 	}
 	sameTrees(t, from, to)
-	// Again, over what is there. Only root can replace what is in a read-only directory.
-	if os.Geteuid() != 0 {
-		writable(t, to)
-	}
+	// Again, over what is there.
 	if c := copyWith(t.Context(), brokenTree{}, from, to); c.failed.count != 0 {
 		t.Fatal(c.failed.list)
 	}
@@ -98,7 +95,7 @@ func TestCopyTree(t *testing.T) {
 
 // One failure stops nothing else, and is named.
 func TestCopyGoesOnAfterFailures(t *testing.T) {
-	from, to := makeTree(t), filepath.Join(scratch(t), "copy")
+	from, to := makeTree(t), filepath.Join(t.TempDir(), "copy")
 	refuse := func(op, path string) error {
 		if (op == "rename" && filepath.Base(path) == "file-4097") || (op == "mkdir" && filepath.Base(path) == "deep") {
 			return syscall.EDQUOT
@@ -163,7 +160,7 @@ func TestCopyRefusesItself(t *testing.T) {
 	root := makeTree(t)
 	file := filepath.Join(root, "file-4096")
 	inside := filepath.Join(root, "deep", "copy")
-	other := filepath.Join(scratch(t), "other name of the tree")
+	other := filepath.Join(t.TempDir(), "other name of the tree")
 	if err := os.Symlink(root, other); err != nil {
 		t.Fatal(err)
 	}

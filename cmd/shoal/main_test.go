@@ -150,32 +150,10 @@ func write(t *testing.T, path string, data []byte, mode fs.FileMode) {
 	}
 }
 
-// scratch is a temporary directory that can be removed whatever is copied into it: an ordinary user cannot empty a directory
-// that is read-only.
-func scratch(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	t.Cleanup(func() { writable(t, dir) })
-	return dir
-}
-
-// writable lets the owner write to all directories of a tree.
-func writable(t *testing.T, root string) {
-	t.Helper()
-	if err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			err = os.Chmod(path, 0o755)
-		}
-		return err
-	}); err != nil {
-		t.Error(err)
-	}
-}
-
 // makeTree makes a directory with some of everything and returns it.
 func makeTree(t *testing.T) string {
 	t.Helper()
-	root := filepath.Join(scratch(t), "tree")
+	root := filepath.Join(t.TempDir(), "tree")
 	for _, dir := range []string{"", "empty", "deep/er/still", "read only"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			t.Fatal(err)
@@ -204,6 +182,7 @@ func makeTree(t *testing.T) string {
 	if err := os.Chmod(filepath.Join(root, "read only"), 0o555); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = os.Chmod(filepath.Join(root, "read only"), 0o755) }) // so that it can be removed
 	setTimes(t, root)
 	return root
 }
