@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // Command lines that make no sense are refused with status 2, before anybody is asked.
@@ -190,7 +192,7 @@ func TestMoveAndRemove(t *testing.T) {
 	dir := onCluster(t)
 	local := treeDir(t)
 	from := makeTree(t)
-	if !isRoot() { // out of a directory that may not be written to only root can move: TestMoveOutOfReadOnlyDirectory
+	if !testenv.IsRoot() { // out of a directory that may not be written to only root can move: TestMoveOutOfReadOnlyDirectory
 		if err := os.Chmod(filepath.Join(from, "read only"), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -242,7 +244,7 @@ func TestMoveOutOfReadOnlyDirectory(t *testing.T) {
 	want := snapshot(t, at("ro"))
 	must(t, "cp", "-r", at("ro"), dir+"/ro")
 	for _, c := range []struct{ from, to string }{{dir + "/ro", at("out")}, {at("ro"), dir + "/in"}} {
-		if isRoot() {
+		if testenv.IsRoot() {
 			must(t, "mv", c.from, c.to)
 		} else {
 			fails(t, exitFailed, []string{"shoal mv: " + c.from + "/file: permission denied"}, "mv", c.from, c.to)
@@ -256,7 +258,7 @@ func TestMoveOutOfReadOnlyDirectory(t *testing.T) {
 	}
 	_, err := os.Lstat(at("ro/file"))
 	for where, stays := range map[string]bool{"on this machine": err == nil, "in the cluster": shoal(t, "stat", dir+"/ro/file").status == exitOK} {
-		if stays == isRoot() {
+		if stays == testenv.IsRoot() {
 			t.Errorf("the original %s is still there: %v", where, stays)
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 func checksum(b []byte) []byte {
@@ -88,7 +90,7 @@ func TestCopyTree(t *testing.T) {
 	// Again, over what is there. Into the directory that may not be written to only root can copy, as with cp(1).
 	c := copyWith(t.Context(), brokenTree{}, from, to)
 	switch {
-	case isRoot():
+	case testenv.IsRoot():
 		if c.failed.count != 0 {
 			t.Fatal(c.failed.list)
 		}
@@ -262,9 +264,7 @@ func TestCopyOverSymlinks(t *testing.T) {
 }
 
 func TestSetIDBitsNeedTheSameOwner(t *testing.T) {
-	if os.Getuid() != 0 {
-		unavailable(t, "changing owners needs root")
-	}
+	testenv.NeedRoot(t)
 	dir := t.TempDir()
 	for _, c := range []struct {
 		uid  int

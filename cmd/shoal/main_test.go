@@ -169,9 +169,6 @@ func treeDir(t *testing.T) string {
 	return dir
 }
 
-// isRoot tells whether permissions keep the test from nothing.
-func isRoot() bool { return os.Geteuid() == 0 }
-
 // makeTree makes a directory with some of everything and returns it.
 func makeTree(t *testing.T) string {
 	t.Helper()
