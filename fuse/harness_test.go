@@ -13,44 +13,14 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/shoalfs/shoalfs/client"
 	"github.com/shoalfs/shoalfs/fuse"
 	"github.com/shoalfs/shoalfs/internal/cluster"
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // testTimeout bounds each test that mounts: what hangs is taken apart, so that no dead mount is left.
 const testTimeout = 2 * time.Minute
-
-// needFUSE skips where there is no FUSE, and fails in CI, which must have it.
-func needFUSE(t *testing.T) {
-	t.Helper()
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err == nil {
-		err = f.Close()
-	}
-	if err == nil {
-		return
-	}
-	unavailable(t, "no FUSE here: ", err)
-}
-
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		unavailable(t, "needs root")
-	}
-}
-
-// unavailable skips a test for what the machine lacks; in CI that is a failure.
-func unavailable(t *testing.T, why ...any) {
-	t.Helper()
-	if os.Getenv("CI") != "" {
-		t.Fatal(why...)
-	}
-	t.Skip(why...)
-}
 
 // theCluster is one for all tests of the package; each has a directory of its own there.
 var theCluster struct {
@@ -97,7 +67,7 @@ func stopCluster() error {
 // sharedCluster returns the cluster's address.
 func sharedCluster(t *testing.T) string {
 	t.Helper()
-	needFUSE(t)
+	testenv.NeedFUSE(t)
 	theCluster.once.Do(startCluster)
 	if theCluster.err != nil {
 		t.Fatalf("start the cluster: %v", theCluster.err)
@@ -131,7 +101,7 @@ func dialTo(t *testing.T, address string) *client.FS {
 // newSubdir makes a directory of the cluster that no other test has.
 func newSubdir(t *testing.T) string {
 	t.Helper()
-	needFUSE(t)
+	testenv.NeedFUSE(t)
 	theCluster.mu.Lock()
 	theCluster.n++
 	name := fmt.Sprintf("/test-%d", theCluster.n)
@@ -161,13 +131,13 @@ func mountOf(t *testing.T, fs *client.FS, o fuse.Options) (dir string, s *fuse.S
 	}
 	watchdog := time.AfterFunc(testTimeout, func() {
 		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
-		_ = unix.Unmount(dir, unix.MNT_DETACH|unix.MNT_FORCE)
+		_ = testenv.Detach(dir) // the test has failed
 		panic(t.Name() + " hangs")
 	})
 	t.Cleanup(func() {
 		if err := s.Unmount(); err != nil {
 			t.Errorf("unmount: %v", err)
-			_ = unix.Unmount(dir, unix.MNT_DETACH)
+			_ = testenv.Detach(dir) // likewise
 		}
 		watchdog.Stop()
 	})

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shoalfs/shoalfs/fuse"
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 func mincore(mem, vec []byte) error {
@@ -46,7 +47,7 @@ func open(t *testing.T, dir string) {
 }
 
 func TestPermissions(t *testing.T) {
-	needRoot(t)
+	testenv.NeedRoot(t)
 	dir, _ := mountAt(t, fuse.Options{Subdir: newSubdir(t), AllowOther: true})
 	open(t, dir)
 	must(t, os.Chmod(dir, 0o777))
@@ -98,7 +99,7 @@ func TestPermissions(t *testing.T) {
 
 // TestOthersAreKeptOut: without AllowOther only the mounting user gets in.
 func TestOthersAreKeptOut(t *testing.T) {
-	needRoot(t)
+	testenv.NeedRoot(t)
 	dir, _ := mountAt(t, fuse.Options{Subdir: newSubdir(t)})
 	open(t, dir)
 	if out, err := as(t, nobody, nil, "ls "+dir); err == nil {

@@ -6,11 +6,12 @@ import (
 	"github.com/hanwen/go-fuse/v2/posixtest"
 
 	"github.com/shoalfs/shoalfs/fuse"
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // TestPosix runs go-fuse's own suite.
 func TestPosix(t *testing.T) {
-	needFUSE(t)
+	testenv.NeedFUSE(t)
 	for name, test := range posixtest.All {
 		t.Run(name, func(t *testing.T) {
 			if name == "FcntlFlockLocksFile" {

@@ -12,12 +12,13 @@ import (
 
 	"github.com/shoalfs/shoalfs/fuse"
 	"github.com/shoalfs/shoalfs/internal/cluster"
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // ownCluster starts a cluster that the test may stop. Port 0 keeps the ports of an earlier run in the same directory.
 func ownCluster(t *testing.T, dir string) *cluster.Cluster {
 	t.Helper()
-	needFUSE(t)
+	testenv.NeedFUSE(t)
 	c, err := cluster.New(cluster.Config{Dir: dir, Metaservers: 1, Chunkservers: 3, Listen: "127.0.0.1:0", Logger: logger()})
 	must(t, err)
 	t.Cleanup(func() {

@@ -17,48 +17,33 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/shoalfs/shoalfs/fuse"
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // patience bounds every wait for a condition; a test that meets it has failed.
 const patience = 2 * time.Minute
 
-// requireFUSE skips the test where nothing can be mounted; in CI that is a failure.
-func requireFUSE(t testing.TB) {
-	t.Helper()
-	why := ""
-	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
-		why = "FUSE cannot be used: " + err.Error()
-	} else {
-		_ = f.Close() // opened only to see whether it can be
-		if _, err := exec.LookPath("fusermount3"); err != nil && os.Getuid() != 0 {
-			why = "mounting as an ordinary user needs fusermount3 (package fuse3)"
-		}
-	}
-	if why == "" {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
-
 var binary struct {
 	sync.Once
 	path string
+	dir  string // made for it
 	err  error
 }
 
-// shoalBinary builds the program once and returns its path.
+// shoalBinary builds the program once and returns its path. SHOAL_BINARY is the absolute path of one that is built already,
+// for where there is no Go.
 func shoalBinary(t testing.TB) string {
 	t.Helper()
 	binary.Do(func() {
-		dir, err := os.MkdirTemp("", "shoal-test-bin-")
-		if err != nil {
-			binary.err = err
+		if binary.path = os.Getenv("SHOAL_BINARY"); binary.path != "" {
 			return
 		}
-		binary.path = filepath.Join(dir, "shoal")
+		if binary.dir, binary.err = os.MkdirTemp("", "shoal-test-bin-"); binary.err != nil {
+			return
+		}
+		binary.path = filepath.Join(binary.dir, "shoal")
 		args := []string{"build", "-o", binary.path}
 		if raceEnabled {
 			args = append(args, "-race")
@@ -76,8 +61,8 @@ func shoalBinary(t testing.TB) string {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if binary.path != "" {
-		_ = os.RemoveAll(filepath.Dir(binary.path)) // a temporary directory; nothing depends on it
+	if binary.dir != "" {
+		_ = os.RemoveAll(binary.dir) // a temporary directory; nothing depends on it
 	}
 	os.Exit(code)
 }
@@ -170,7 +155,7 @@ type processes struct {
 // startProcesses starts a cluster and mounts it, with further flags for the mount.
 func startProcesses(t testing.TB, metas, chunks int, mountFlags ...string) *processes {
 	t.Helper()
-	requireFUSE(t)
+	testenv.NeedFUSE(t)
 	dir := t.TempDir()
 	c := &processes{t: t, dir: dir, mountDir: filepath.Join(dir, "mnt")}
 	if err := os.Mkdir(c.mountDir, 0o755); err != nil {
@@ -222,8 +207,8 @@ func (c *processes) everything() []*process {
 func (c *processes) killAll() {
 	c.t.Helper()
 	c.all(c.everything(), func(p *process) { p.end(syscall.SIGKILL) })
-	if err := syscall.Unmount(c.mountDir, syscall.MNT_DETACH); err != nil {
-		c.t.Fatalf("unmount %s: %v", c.mountDir, err)
+	if err := fuse.Unmount(c.mountDir); err != nil {
+		c.t.Fatal(err)
 	}
 }
 
@@ -243,7 +228,7 @@ func (c *processes) stop() {
 			<-p.done
 		}
 	}
-	_ = syscall.Unmount(c.mountDir, syscall.MNT_DETACH) // not mounted, at worst
+	_ = fuse.Unmount(c.mountDir) // not mounted, at worst
 	if c.t.Failed() {
 		for _, p := range c.everything() {
 			if p != nil {

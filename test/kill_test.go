@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // envInt reads a number from the environment.
@@ -35,6 +37,7 @@ func envInt(t testing.TB, name string, standard int) int {
 //
 // SHOAL_BIG_MIB is the size of the big file, SHOAL_TREE the tree.
 func TestKillNine(t *testing.T) {
+	testenv.NeedPrograms(t, "bash", "diff")
 	c := startProcesses(t, 3, 3)
 	mib := envInt(t, "SHOAL_BIG_MIB", 192)
 	tree := os.Getenv("SHOAL_TREE")

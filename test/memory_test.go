@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // TestMemoryStaysBounded: a mount that copied a tree ten times holds no more memory than after the first three times, within
@@ -16,6 +18,7 @@ import (
 // resident beside that differs from run to run. SHOAL_TREE is the tree. With the standard one, which is small, the caches
 // are made smaller too: what is tested is that they have bounds.
 func TestMemoryStaysBounded(t *testing.T) {
+	testenv.NeedPrograms(t, "bash", "diff")
 	tree, address := os.Getenv("SHOAL_TREE"), freeAddresses(t, 1)[0]
 	flags := []string{"--debug", "--http", address}
 	if tree == "" {

@@ -7,20 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-)
 
-// requirePrograms skips a test whose programs are not installed; in CI that is a failure.
-func requirePrograms(t testing.TB, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatalf("%s is not installed", name)
-			}
-			t.Skipf("%s is not installed", name)
-		}
-	}
-}
+	"github.com/shoalfs/shoalfs/internal/testenv"
+)
 
 // sh runs a script in a directory and returns what it printed; the test ends if it fails.
 func sh(t testing.TB, dir, script string, env ...string) string {
@@ -37,7 +26,7 @@ func sh(t testing.TB, dir, script string, env ...string) string {
 
 // TestPrograms runs programs that people use on a mount.
 func TestPrograms(t *testing.T) {
-	requirePrograms(t, "git", "sqlite3", "rsync", "tar")
+	testenv.NeedPrograms(t, "bash", "diff", "git", "sqlite3", "rsync", "tar")
 	c := startProcesses(t, 1, 3)
 	t.Run("git", func(t *testing.T) { gitWorks(t, c.mountDir) })
 	t.Run("go build", func(t *testing.T) { goBuildWorks(t, c.mountDir) })
@@ -72,6 +61,7 @@ rm -rf ../tree; git worktree prune`, append(identity, "ORIGIN="+origin)...)
 
 // goBuildWorks builds with source, module cache's output and GOCACHE on the mount. SHOAL_LONG=1 builds all of shoalfs.
 func goBuildWorks(t *testing.T, mnt string) {
+	testenv.NeedPrograms(t, "go")
 	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // TestRandomOperations does the same random operations on a cluster and on a model of a file system, and compares all that
@@ -25,7 +25,7 @@ func TestRandomOperations(t *testing.T) {
 	ops := envInt(t, "SHOAL_OPS", 5000)
 	t.Run("SDK", func(t *testing.T) { randomOperations(t, newSDKTarget(t), seed, ops) })
 	t.Run("mount", func(t *testing.T) {
-		requireFUSE(t)
+		testenv.NeedFUSE(t)
 		randomOperations(t, newMountTarget(t), seed, ops)
 	})
 }
@@ -99,7 +99,7 @@ func (r *run) watch() *time.Timer {
 	return time.AfterFunc(patience, func() {
 		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
 		if m, ok := r.target.(*mountTarget); ok {
-			_ = unix.Unmount(m.dir, unix.MNT_DETACH|unix.MNT_FORCE)
+			_ = testenv.Detach(m.dir) // the test has failed
 		}
 		panic(fmt.Sprintf("seed %d: an operation hangs", r.seed))
 	})

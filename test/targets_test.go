@@ -17,6 +17,7 @@ import (
 	"github.com/shoalfs/shoalfs/client"
 	"github.com/shoalfs/shoalfs/fuse"
 	"github.com/shoalfs/shoalfs/internal/cluster"
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // target is a file system under test.
@@ -149,7 +150,7 @@ func (m *mountTarget) unmount(t *testing.T) {
 	}
 	if err := errors.Join(m.server.Unmount(), m.fs.Close()); err != nil {
 		t.Errorf("unmount: %v", err)
-		_ = unix.Unmount(m.dir, unix.MNT_DETACH) // leave nothing behind
+		_ = testenv.Detach(m.dir) // leave nothing behind
 	}
 	m.server = nil
 }

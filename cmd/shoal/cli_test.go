@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // Command lines that make no sense are refused with status 2, before anybody is asked.
@@ -90,7 +93,7 @@ func TestNoClusterAnswers(t *testing.T) {
 func TestCopyTreesBothWays(t *testing.T) {
 	dir := onCluster(t)
 	from := makeTree(t)
-	out := t.TempDir()
+	out := treeDir(t)
 
 	must(t, "cp", "-r", from, dir+"/new")
 	must(t, "cp", "-r", dir+"/new", filepath.Join(out, "back"))
@@ -187,8 +190,13 @@ func TestPartialFailure(t *testing.T) {
 
 func TestMoveAndRemove(t *testing.T) {
 	dir := onCluster(t)
-	local := t.TempDir()
+	local := treeDir(t)
 	from := makeTree(t)
+	if !testenv.IsRoot() { // out of a directory that may not be written to only root can move: TestMoveOutOfReadOnlyDirectory
+		if err := os.Chmod(filepath.Join(from, "read only"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	want := snapshot(t, from)
 
 	must(t, "cp", "-r", from, dir+"/a")
@@ -217,6 +225,42 @@ func TestMoveAndRemove(t *testing.T) {
 	must(t, "rm", "-r", dir+"/again")
 	if got := must(t, "ls", "-a", dir); got != "d\n" {
 		t.Errorf("%q", got)
+	}
+}
+
+// Out of a directory that may not be written to nothing can be removed, except by root: a move leaves the original there,
+// and says so.
+func TestMoveOutOfReadOnlyDirectory(t *testing.T) {
+	dir := onCluster(t)
+	local := treeDir(t)
+	at := func(name string) string { return filepath.Join(local, name) }
+	if err := os.Mkdir(at("ro"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, at("ro/file"), []byte("data"), 0o640)
+	if err := os.Chmod(at("ro"), 0o555); err != nil {
+		t.Fatal(err)
+	}
+	want := snapshot(t, at("ro"))
+	must(t, "cp", "-r", at("ro"), dir+"/ro")
+	for _, c := range []struct{ from, to string }{{dir + "/ro", at("out")}, {at("ro"), dir + "/in"}} {
+		if testenv.IsRoot() {
+			must(t, "mv", c.from, c.to)
+		} else {
+			fails(t, exitFailed, []string{"shoal mv: " + c.from + "/file: permission denied"}, "mv", c.from, c.to)
+		}
+	}
+	must(t, "cp", "-r", dir+"/in", at("in"))
+	for _, copied := range []string{"out", "in"} {
+		if got := snapshot(t, at(copied)); !maps.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", copied, got, want)
+		}
+	}
+	_, err := os.Lstat(at("ro/file"))
+	for where, stays := range map[string]bool{"on this machine": err == nil, "in the cluster": shoal(t, "stat", dir+"/ro/file").status == exitOK} {
+		if stays == testenv.IsRoot() {
+			t.Errorf("the original %s is still there: %v", where, stays)
+		}
 	}
 }
 

@@ -150,10 +150,29 @@ func write(t *testing.T, path string, data []byte, mode fs.FileMode) {
 	}
 }
 
+// treeDir is a temporary directory for trees that hold directories without write permission: whoever is not root cannot
+// remove what is in those.
+func treeDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Cleanup(func() { // before the directory is removed
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.IsDir() {
+				return err
+			}
+			return os.Chmod(path, 0o700)
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // makeTree makes a directory with some of everything and returns it.
 func makeTree(t *testing.T) string {
 	t.Helper()
-	root := filepath.Join(t.TempDir(), "tree")
+	root := filepath.Join(treeDir(t), "tree")
 	for _, dir := range []string{"", "empty", "deep/er/still", "read only"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			t.Fatal(err)
@@ -182,7 +201,6 @@ func makeTree(t *testing.T) string {
 	if err := os.Chmod(filepath.Join(root, "read only"), 0o555); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.Chmod(filepath.Join(root, "read only"), 0o755) }) // so that it can be removed
 	setTimes(t, root)
 	return root
 }

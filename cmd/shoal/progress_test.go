@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // terminal opens a pseudo-terminal of 40 lines and 100 columns; shown returns what was written to it.
@@ -18,7 +20,7 @@ func terminal(t *testing.T) (tty *os.File, shown func() string) {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		unavailable(t, "no pseudo-terminals here: ", err)
+		testenv.Unavailable(t, "no pseudo-terminals here: %v", err)
 	}
 	fd := int(master.Fd())
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
@@ -30,7 +32,7 @@ func terminal(t *testing.T) (tty *os.File, shown func() string) {
 	}
 	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		unavailable(t, "no pseudo-terminals here: ", err)
+		testenv.Unavailable(t, "no pseudo-terminals here: %v", err)
 	}
 	if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 40, Col: 100}); err != nil {
 		t.Fatal(err)

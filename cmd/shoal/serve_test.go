@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -15,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // server is a command that serves, run by a test.
@@ -182,31 +183,8 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// needFUSE skips a test where nothing can be mounted, and fails it where everything has to be there.
-func needFUSE(t *testing.T) {
-	t.Helper()
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err == nil {
-		_ = f.Close()
-		if os.Getuid() == 0 {
-			return
-		}
-		err = errors.New("not root")
-	}
-	unavailable(t, "mounting is not possible here: ", err)
-}
-
-// unavailable skips a test for what the machine lacks; in CI that is a failure.
-func unavailable(t *testing.T, why ...any) {
-	t.Helper()
-	if os.Getenv("CI") != "" {
-		t.Fatal(why...)
-	}
-	t.Skip(why...)
-}
-
 func TestMountAndUmount(t *testing.T) {
-	needFUSE(t)
+	testenv.NeedFUSE(t)
 	remote := onCluster(t)
 	if r := shoalIn(t, "hello", "cp", "-", remote+"/file"); r.status != exitOK {
 		t.Fatal(r.err)
@@ -240,7 +218,7 @@ func TestMountAndUmount(t *testing.T) {
 
 // What the mount of `shoal up` does is among the metrics, told from that of the servers.
 func TestUpMounts(t *testing.T) {
-	needFUSE(t)
+	testenv.NeedFUSE(t)
 	dir := t.TempDir()
 	mnt := filepath.Join(dir, "mnt")
 	s := serve(t, "up", "--data", filepath.Join(dir, "data"), "--mount", mnt, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
@@ -257,7 +235,7 @@ func TestUpMounts(t *testing.T) {
 
 // A mount waits for a cluster that is not there yet, and an interrupt ends the wait.
 func TestMountWaits(t *testing.T) {
-	needFUSE(t)
+	testenv.NeedFUSE(t)
 	s := serve(t, "mount", freeAddress(t), t.TempDir(), "--http", "127.0.0.1:0")
 	s.cancel()
 	if status := <-s.status; status != exitFailed {
