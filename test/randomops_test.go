@@ -99,7 +99,10 @@ func (r *run) watch() *time.Timer {
 	return time.AfterFunc(patience, func() {
 		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
 		if m, ok := r.target.(*mountTarget); ok {
-			_ = testenv.Detach(m.dir) // the test has failed
+			for _, p := range []*process{m.main, m.cluster} { // the test has failed
+				_ = p.cmd.Process.Kill()
+			}
+			_ = testenv.Detach(m.dir)
 		}
 		panic(fmt.Sprintf("seed %d: an operation hangs", r.seed))
 	})

@@ -15,9 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shoalfs/shoalfs/client"
-	"github.com/shoalfs/shoalfs/fuse"
 	"github.com/shoalfs/shoalfs/internal/cluster"
-	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // target is a file system under test.
@@ -118,46 +116,35 @@ func (s *sdkTarget) remount(t *testing.T) {
 	s.fs = dialCluster(t, s.address)
 }
 
-// mountTarget is a mount.
+// mountTarget is a mount. It and its cluster are processes of their own: while a process unmaps a part of a file, which waits
+// until what it wrote there is stored, it can do nothing that takes memory, such as storing it.
 type mountTarget struct {
-	dir, address string
-	fs           *client.FS
-	server       *fuse.Server
+	dir           string
+	cluster, main *process
 }
 
 func newMountTarget(t *testing.T) *mountTarget {
-	m := &mountTarget{dir: t.TempDir(), address: embeddedCluster(t)}
-	m.mount(t)
-	t.Cleanup(func() { m.unmount(t) })
+	dir, address := t.TempDir(), freeAddresses(t, 1)[0]
+	m := &mountTarget{dir: filepath.Join(dir, "mnt")}
+	if err := os.Mkdir(m.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	log := func(name string) string { return filepath.Join(dir, name+".log") }
+	m.cluster = &process{t: t, name: "up", log: log("up"), args: []string{"up", "--data", filepath.Join(dir, "data"), "--listen", address, "--http", ""}}
+	m.main = &process{t: t, name: "mount", log: log("mount"), args: []string{"mount", address, m.dir}}
+	t.Cleanup(func() { // whatever of them runs
+		for _, p := range []*process{m.main, m.cluster} {
+			p.end(syscall.SIGTERM)
+		}
+	})
+	m.cluster.start()
+	m.main.start()
 	return m
 }
 
-func (m *mountTarget) mount(t *testing.T) {
-	m.fs = dialCluster(t, m.address)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	s, err := fuse.Mount(ctx, m.fs, m.dir, fuse.Options{Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		_ = m.fs.Close() // the mount is what failed
-		t.Fatal(err)
-	}
-	m.server = s
-}
-
-func (m *mountTarget) unmount(t *testing.T) {
-	if m.server == nil {
-		return
-	}
-	if err := errors.Join(m.server.Unmount(), m.fs.Close()); err != nil {
-		t.Errorf("unmount: %v", err)
-		_ = testenv.Detach(m.dir) // leave nothing behind
-	}
-	m.server = nil
-}
-
-func (m *mountTarget) remount(t *testing.T) {
-	m.unmount(t)
-	m.mount(t)
+func (m *mountTarget) remount(*testing.T) {
+	m.main.end(syscall.SIGTERM)
+	m.main.start()
 }
 
 func (m *mountTarget) OpenFile(name string, flag int, perm fs.FileMode) (targetFile, error) {
@@ -177,7 +164,7 @@ func (m *mountTarget) ReadDir(name string) ([]fs.DirEntry, error) { return os.Re
 func (m *mountTarget) links(i fs.FileInfo) int                    { return int(i.Sys().(*syscall.Stat_t).Nlink) }
 
 // fileMapping is a shared mapping of a part of a file. It is touched inside of system calls only: a page fault outside of
-// one stops a thread where Go's scheduler does not see it, and the fault is served by this very process.
+// one stops a thread where Go's scheduler does not see it.
 type fileMapping struct {
 	mem  []byte // from the start of a page on
 	part []byte // what was asked for
