@@ -64,9 +64,11 @@ func (m *mapping) write(t *testing.T, p []byte, off int) {
 	}
 }
 
+// close stores what is dirty before it unmaps: munmap would wait for that with the lock of this process's memory, which the mount,
+// served by this process, may need to store anything.
 func (m *mapping) close(t *testing.T) {
 	t.Helper()
-	must(t, errors.Join(unix.Munmap(m.mem), m.r.Close(), m.w.Close()))
+	must(t, errors.Join(unix.Msync(m.mem, unix.MS_SYNC), unix.Munmap(m.mem), m.r.Close(), m.w.Close()))
 }
 
 func TestMmapShared(t *testing.T) {
