@@ -66,6 +66,9 @@ type Server struct {
 
 // Mount mounts the file system on an existing directory and returns when the mount serves. ctx bounds the mounting only.
 // The caller closes fsys after Wait has returned.
+//
+// The process that serves a mount, or a server of its cluster, must not map the mount's files for writing: munmap(2) stores what
+// is dirty with the lock of the process's memory held, which storing it may need.
 func Mount(ctx context.Context, fsys *client.FS, dir string, o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
