@@ -299,8 +299,12 @@ const opcodeRename2 = 45 // FUSE_RENAME2
 func (f *filesystem) Readlink(cancel <-chan struct{}, h *gofuse.InHeader) (out []byte, status gofuse.Status) {
 	status = f.serve(opReadlink, cancel, func(c *call) error {
 		a, err := f.low.GetAttr(c, f.ino(h.NodeId))
+		if target, known := f.lost.target(f.ino(h.NodeId)); gone(err) && known {
+			out = []byte(target)
+			return nil
+		}
 		if err != nil {
-			return stale(err)
+			return f.stale(h, err)
 		}
 		if !a.IsSymlink() {
 			return fserr.New(syscall.EINVAL, "readlink of inode %d, which is none", a.Ino)

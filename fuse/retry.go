@@ -16,16 +16,19 @@ import (
 const (
 	holdFor      = time.Second // what passes at most between a lookup and the open that it is for
 	lostBound    = 1024        // callers remembered
+	linksBound   = 256         // symlinks remembered
 	holdAttempts = 20
 )
 
 // lost remembers the callers that were just told ESTALE: they named a file that was replaced between its lookup and its
 // open. The kernel looks the name up again for them, but only once, and a file that is replaced all the time would be
-// missed twice. So that second lookup holds the file that it finds until the open has come.
+// missed twice. So that second lookup holds the file that it finds until the open has come, and remembers the target of a
+// symlink, which is to be read.
 type lost struct {
 	n      atomic.Int64
 	mu     sync.Mutex
-	caller map[uint32]time.Time // by process (thread), until when
+	caller map[uint32]time.Time  // by process (thread), until when
+	links  map[client.Ino]string // targets, which never change
 	held   sync.WaitGroup
 }
 
@@ -58,6 +61,26 @@ func (l *lost) has(pid uint32) bool {
 	return ok
 }
 
+func (l *lost) remember(link *client.Attr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.links) >= linksBound {
+		clear(l.links)
+	}
+	if l.links == nil {
+		l.links = map[client.Ino]string{}
+	}
+	l.links[link.Ino] = link.Symlink
+}
+
+// target returns the target of a symlink that was remembered.
+func (l *lost) target(ino client.Ino) (string, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t, ok := l.links[ino]
+	return t, ok
+}
+
 // stale is the error of a request that names an inode which is not there any more: ESTALE makes the kernel look the path
 // up again.
 func (f *filesystem) stale(h *gofuse.InHeader, err error) error {
@@ -84,18 +107,21 @@ func stale(err error) error {
 func (f *filesystem) lookup(c *call, h *gofuse.InHeader, name string) (client.Attr, error) {
 	dir, cred := f.ino(h.NodeId), f.cred(h)
 	a, err := f.low.Lookup(c, cred, dir, name)
-	if err != nil || !a.IsRegular() || !f.lost.has(h.Pid) {
+	if err != nil || !f.lost.has(h.Pid) {
 		return a, err
 	}
 	for range holdAttempts {
-		if f.hold(c, a.Ino) {
+		if !a.IsRegular() || f.hold(c, a.Ino) {
 			break
 		}
-		if a, err = f.low.Lookup(c, cred, dir, name); err != nil || !a.IsRegular() {
-			break
+		if a, err = f.low.Lookup(c, cred, dir, name); err != nil {
+			return a, err
 		}
 	}
-	return a, err
+	if a.IsSymlink() {
+		f.lost.remember(&a)
+	}
+	return a, nil
 }
 
 // hold keeps a file in being for a moment, whatever happens to its name; false if it has gone already.
