@@ -299,9 +299,11 @@ const opcodeRename2 = 45 // FUSE_RENAME2
 func (f *filesystem) Readlink(cancel <-chan struct{}, h *gofuse.InHeader) (out []byte, status gofuse.Status) {
 	status = f.serve(opReadlink, cancel, func(c *call) error {
 		a, err := f.low.GetAttr(c, f.ino(h.NodeId))
-		if target, known := f.lost.target(f.ino(h.NodeId)); gone(err) && known {
-			out = []byte(target)
-			return nil
+		if gone(err) {
+			if target, known := f.lost.target(f.ino(h.NodeId)); known {
+				out = []byte(target)
+				return nil
+			}
 		}
 		if err != nil {
 			return f.stale(h, err)

@@ -64,9 +64,13 @@ func checkDevice(path string) error {
 		return fmt.Errorf("this system has no FUSE (%w): load the kernel module with `modprobe fuse`, or give the container the device", err)
 	}
 	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.R_OK|unix.W_OK, unix.AT_EACCESS); err != nil {
-		return fmt.Errorf("%s cannot be used (%w): its mode is %#o, on most systems it is 0666: `sudo chmod 666 %s`", path, err, st.Mode().Perm(), path)
+		return denied(path, st.Mode().Perm(), err)
 	}
 	return nil
+}
+
+func denied(path string, mode fs.FileMode, err error) error {
+	return fmt.Errorf("%s cannot be used (%w): its mode is %#o, on most systems it is 0666: `sudo chmod 666 %s`", path, err, mode, path)
 }
 
 // mountRaw mounts, and starts nothing.
