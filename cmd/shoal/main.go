@@ -11,6 +11,7 @@ import (
 )
 
 func main() {
+	raiseProcs()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal does what it does by default: it ends the process at once. But not one that comes with the first: timeout(1)
 	// sends two.

@@ -99,9 +99,13 @@ type group struct {
 func newGroup(t testing.TB, n int, proxied bool, tune func(*Config)) *group {
 	t.Helper()
 	g := &group{t: t, members: map[uint64]*member{}, tune: tune, peers: map[uint64]string{}}
+	dir := t.TempDir() // before Cleanup: what is registered first runs last
 	t.Cleanup(g.close)
 	for id := uint64(1); id <= uint64(n); id++ {
-		m := &member{id: id, dir: t.TempDir(), listen: freePort(t)}
+		m := &member{id: id, dir: filepath.Join(dir, fmt.Sprint(id)), listen: freePort(t)}
+		if err := os.Mkdir(m.dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
 		m.address = m.listen
 		if proxied {
 			m.proxy = newProxy(t, m.listen)

@@ -57,7 +57,7 @@ func (z *zeroedFS) Create(dir, name string, size uint64) (types.WritableFile, er
 		return nil, err
 	}
 	z.prepare(int64(size))
-	s := &segmentFile{File: f, dir: dir}
+	s := newSegmentFile(f, dir)
 	s.fresh.Store(true)
 	return s, nil
 }
@@ -68,7 +68,7 @@ func (z *zeroedFS) OpenWriter(dir, name string) (types.WritableFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &segmentFile{File: f, dir: dir}, nil
+	return newSegmentFile(f, dir), nil
 }
 
 // useSpare gives the spare file, if there is one of that size, its name.
@@ -132,8 +132,36 @@ func writeZeros(path string, size int64) (err error) {
 // segmentFile is a segment that is written to. Sync makes data, size and, for a new file, its name durable.
 type segmentFile struct {
 	*os.File
-	dir   string
-	fresh atomic.Bool
+	dir    string
+	fresh  atomic.Bool
+	direct *directWriter // nil: writes go through the page cache
+}
+
+func newSegmentFile(f *os.File, dir string) *segmentFile {
+	return &segmentFile{File: f, dir: dir, direct: openDirect(f.Name())}
+}
+
+// WriteAt implements io.WriterAt. The kernel keeps what is written directly and what is read through the page cache the same.
+func (s *segmentFile) WriteAt(b []byte, off int64) (int, error) {
+	if s.direct != nil {
+		err := s.direct.write(b, off, s.File)
+		if err == nil {
+			return len(b), nil
+		}
+		if !errors.Is(err, errBuffered) {
+			return 0, err
+		}
+	}
+	return s.File.WriteAt(b, off)
+}
+
+// Close implements io.Closer.
+func (s *segmentFile) Close() error {
+	err := s.File.Close()
+	if s.direct != nil {
+		err = errors.Join(s.direct.file.Close(), err)
+	}
+	return err
 }
 
 func (s *segmentFile) Sync() error {
