@@ -1,7 +1,6 @@
 package consensus
 
 import (
-	"errors"
 	"io"
 	"os"
 	"syscall"
@@ -39,16 +38,14 @@ func openDirect(path string) *directWriter {
 	return &directWriter{file: f, size: info.Size()}
 }
 
-// errBuffered says that something has to be written through the page cache.
-var errBuffered = errors.New("not as a direct write")
-
-// write writes b at off of the segment that r reads.
-func (d *directWriter) write(b []byte, off int64, r io.ReaderAt) error {
+// write writes b at off of the segment that r reads, and says whether it did: where it did not, b is to be written through the
+// page cache.
+func (d *directWriter) write(b []byte, off int64, r io.ReaderAt) bool {
 	start := off &^ (directBlock - 1)
 	head := int(off - start)
 	length := (head + len(b) + directBlock - 1) &^ (directBlock - 1)
 	if start+int64(length) > d.size {
-		return errBuffered
+		return false
 	}
 	d.room(length)
 	known := d.end == off
@@ -57,7 +54,7 @@ func (d *directWriter) write(b []byte, off int64, r io.ReaderAt) error {
 		copy(d.buf, d.tail)
 	} else if head > 0 {
 		if _, err := r.ReadAt(d.buf[:head], start); err != nil {
-			return err
+			return false
 		}
 	}
 	used := head + copy(d.buf[head:], b)
@@ -66,17 +63,12 @@ func (d *directWriter) write(b []byte, off int64, r io.ReaderAt) error {
 	for err == syscall.EINTR {
 		n, err = unix.Pwrite(int(d.file.Fd()), d.buf[:length], start)
 	}
-	switch {
-	case err == syscall.EINVAL: // blocks of another size
-		return errBuffered
-	case err != nil:
-		return &os.PathError{Op: "write", Path: d.file.Name(), Err: err}
-	case n < length:
-		return errBuffered // which writes it again, or says why it cannot
+	if err != nil || n < length {
+		return false
 	}
 	d.end = start + int64(used)
 	d.tail = append(d.tail[:0], d.buf[used&^(directBlock-1):used]...)
-	return nil
+	return true
 }
 
 // room makes buf at least n bytes long.

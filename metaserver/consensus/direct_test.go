@@ -2,7 +2,6 @@ package consensus
 
 import (
 	"bytes"
-	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -67,41 +66,44 @@ func TestSegmentFile(t *testing.T) {
 	}
 }
 
-// TestDirectWriteGivesUp: what fails to be read or written leaves nothing for the next write to build on.
+// TestDirectWriteGivesUp: what cannot be written directly is written all the same, and what failed leaves nothing for the
+// next write to build on.
 func TestDirectWriteGivesUp(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "segment")
-	if err := os.WriteFile(path, bytes.Repeat([]byte{7}, 4*directBlock), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(path, bytes.Repeat([]byte{7}, 4*directBlock), 0o600))
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	s := newSegmentFile(f, filepath.Dir(path))
 	if s.direct == nil {
 		testenv.Unavailable(t, "the file system of the temporary directory has no direct writes")
 	}
-	if _, err := s.WriteAt([]byte("first"), 100); err != nil {
-		t.Fatal(err)
+	write := func(b string, off int64) {
+		t.Helper()
+		_, err := s.WriteAt([]byte(b), off)
+		must(t, err)
 	}
-	if err := s.direct.write(make([]byte, 5*directBlock), 105, s.File); !errors.Is(err, errBuffered) {
-		t.Fatalf("a write past the end: %v", err)
+	write("first", 100)
+	if s.direct.write(make([]byte, 5*directBlock), 105, s.File) {
+		t.Fatal("the segment was made longer")
 	}
-	if err := s.direct.file.Close(); err != nil {
-		t.Fatal(err)
+	broken, err := os.Open(path) // not for writing
+	must(t, err)
+	works := s.direct.file
+	s.direct.file = broken
+	write("second", 105)
+	must(t, broken.Close())
+	s.direct.file = works
+	write("third", 111)
+	write("fourth", 116)
+	must(t, s.Sync())
+	got := make([]byte, 122)
+	_, err = s.ReadAt(got, 0)
+	must(t, err)
+	if want := append(bytes.Repeat([]byte{7}, 100), "firstsecondthirdfourth"...); !bytes.Equal(got, want) {
+		t.Errorf("read back %q", got[100:])
 	}
-	if _, err := s.WriteAt([]byte("lost"), 105); err == nil {
-		t.Error("a write to a file that is closed was reported as done")
-	}
-	s.direct = openDirect(path)
-	if _, err := s.WriteAt([]byte("second"), 105); err != nil {
-		t.Fatal(err)
-	}
-	got := make([]byte, 111)
-	if _, err := s.ReadAt(got, 0); err != nil || !bytes.Equal(got, append(bytes.Repeat([]byte{7}, 100), "firstsecond"...)) {
-		t.Errorf("read back %q, %v", got, err)
-	}
-	if err := s.Close(); err != nil {
-		t.Error(err)
+	must(t, s.Close())
+	if _, err := s.WriteAt([]byte("lost"), 122); err == nil {
+		t.Error("a write to a closed segment was reported as done")
 	}
 }

@@ -42,7 +42,8 @@ func TestLogIsAListOfEntries(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
-		l := openTestLog(t, dir)
+		segment := rapid.SampledFrom([]int{4 << 10, 32 << 10}).Draw(t, "bytes of a segment") // of a block, of several
+		l := openSizedLog(t, dir, segment)
 		defer func() { _ = l.Close() }()
 		first, terms := uint64(1), []uint64(nil) // of the entries from first
 		last := func() uint64 { return first + uint64(len(terms)) - 1 }
@@ -114,7 +115,7 @@ func TestLogIsAListOfEntries(t *testing.T) {
 				if err := l.Close(); err != nil {
 					t.Fatal(err)
 				}
-				l = openTestLog(t, dir)
+				l = openSizedLog(t, dir, segment)
 			},
 		})
 	})

@@ -62,13 +62,19 @@ func (z *zeroedFS) Create(dir, name string, size uint64) (types.WritableFile, er
 	return s, nil
 }
 
-// OpenWriter implements types.VFS.
+// OpenWriter implements types.VFS. What is found in the segment counts from now on, but a process that was killed may have
+// synced neither that nor the segment's name.
 func (z *zeroedFS) OpenWriter(dir, name string) (types.WritableFile, error) {
 	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	return newSegmentFile(f, dir), nil
+	s := newSegmentFile(f, dir)
+	s.fresh.Store(true)
+	if err := s.Sync(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
 }
 
 // useSpare gives the spare file, if there is one of that size, its name.
@@ -143,16 +149,10 @@ func newSegmentFile(f *os.File, dir string) *segmentFile {
 
 // WriteAt implements io.WriterAt. The kernel keeps what is written directly and what is read through the page cache the same.
 func (s *segmentFile) WriteAt(b []byte, off int64) (int, error) {
-	if s.direct != nil {
-		err := s.direct.write(b, off, s.File)
-		if err == nil {
-			return len(b), nil
-		}
-		if !errors.Is(err, errBuffered) {
-			return 0, err
-		}
+	if s.direct != nil && s.direct.write(b, off, s.File) {
+		return len(b), nil
 	}
-	return s.File.WriteAt(b, off)
+	return s.File.WriteAt(b, off) // an error of the disk is found by this, or by Sync
 }
 
 // Close implements io.Closer.
