@@ -305,7 +305,7 @@ func TestSessionExpirySealsChunksAndFreesOrphans(t *testing.T) {
 	kb := b.connect(50*time.Millisecond, f.Inode)
 	alloc := b.must(b.do(&pb.Op{Op: &pb.Op_AllocChunks{AllocChunks: &pb.AllocChunks{Count: 2}}}))
 	used := alloc.Chunks[0]
-	if len(used.Servers) != 2 || used.Layout.GetMinCopies() != 1 {
+	if len(used.Servers) != 3 || used.Servers[2] != 0 || used.Layout.GetMinShards() != 1 {
 		t.Fatalf("allocated %v", used)
 	}
 	b.must(b.do(&pb.Op{Op: &pb.Op_Commit{Commit: &pb.Commit{Inode: f.Inode, Size: 10000,

@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/fserr"
 	"github.com/shoalfs/shoalfs/internal/posix"
 	"github.com/shoalfs/shoalfs/internal/rpc"
 	"github.com/shoalfs/shoalfs/metaserver/consensus"
@@ -46,6 +48,11 @@ func (s *Server) mutate(ctx context.Context, req *pb.MutateRequest) (*pb.Result,
 	}
 	if err := validate(req); err != nil {
 		return refusal(err), nil
+	}
+	if set := req.Op.GetSetLayout(); set != nil {
+		if err := l.feasible(chunk.LayoutOf(set.Layout)); err != nil {
+			return refusal(err), nil
+		}
 	}
 	s.mutations.Add(1)
 	m := &mutation{l: l, req: req, op: own(req.Op)}
@@ -294,16 +301,41 @@ func (m *mutation) outcome(p *consensus.Proposal) (*pb.Result, error) {
 // fill puts in what only the leader knows.
 func (l *leader) fill(op *pb.Op) {
 	if a := op.GetAllocChunks(); a != nil {
-		a.Layout = l.layout()
-		a.Candidates = l.live.Candidates(int(a.Layout.Replicas), a.Avoid)
+		want := chunk.LayoutOf(a.Want)
+		candidates := l.live.Candidates(want.Width(), a.Avoid)
+		layout := l.possible(want, len(candidates))
+		a.Layout, a.Candidates = layout.Proto(), candidates
 	}
 }
 
-// layout is how new data is stored: by default in three copies, two of which must hold it before it counts. A cluster of
-// fewer servers does what it can.
-func (l *leader) layout() *pb.Layout {
-	n := max(min(l.s.cfg.Replicas, l.live.Len()), 1)
-	return &pb.Layout{Replicas: uint32(n), MinCopies: uint32(max(n-1, 1))}
+// layout is how new data is stored where no policy says otherwise: in three copies unless this metaserver was told another
+// number.
+func (l *leader) layout() chunk.Layout { return chunk.Copies(l.s.cfg.Replicas) }
+
+// possible is what can be done of a wanted layout with so many servers fit to be written to. A cluster of fewer servers than
+// copies does what it can; more are made when there are more. Where too few are up for a code, new data goes into copies that
+// survive as many losses, if there are enough for that.
+func (l *leader) possible(want chunk.Layout, healthy int) chunk.Layout {
+	if want.IsZero() {
+		want = l.layout()
+	}
+	if want.Coded() && healthy < want.Min {
+		if copies := chunk.Copies(want.Parity + 1); healthy >= copies.Min {
+			return copies
+		}
+	}
+	if n := l.live.Len(); !want.Coded() && n < want.Width() {
+		want.Min = min(want.Min, max(n-1, 1))
+	}
+	return want
+}
+
+// feasible says why the cluster cannot hold data as a policy wants, nil when it can.
+func (l *leader) feasible(want chunk.Layout) error {
+	if n := len(l.live.Candidates(0, nil)); !want.IsZero() && n < want.Width() {
+		return fserr.New(syscall.EINVAL, "%v needs %d chunk servers that are healthy and have room, of which there are %d", want, want.Width(), n)
+	}
+	return nil
 }
 
 // leased tells whether the session may cache all attributes in a result. To be called before the change ends.

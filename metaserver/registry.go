@@ -229,20 +229,21 @@ func (h *heartbeats) order(now time.Time) []uint64 {
 	return ids
 }
 
-// isOrphan tells whether a server holds a chunk that it should not: one that was given out once and is no more, or a sealed
-// one that its record does not place there. What is still being written is never an orphan.
-func isOrphan(r kv.Reader, server chunk.ServerID, id chunk.ID) bool {
-	if id >= namespace.NextChunk(r) {
+// isOrphan tells whether a server has something under a stored id that it should not: of a chunk that was given out once and
+// is no more, or a shard that the record of a sealed chunk does not place there. What is still being written is never an
+// orphan.
+func isOrphan(r kv.Reader, server chunk.ServerID, stored chunk.ID) bool {
+	if stored.Chunk() >= namespace.NextChunk(r) {
 		return false
 	}
-	c, ok := namespace.Chunk(r, id)
-	return !ok || c.Owner == 0 && !slices.Contains(c.Servers, server)
+	c, ok := namespace.Chunk(r, stored.Chunk())
+	return !ok || c.Owner == 0 && !c.BelongsOn(server, stored)
 }
 
 // inventory is a listing of a server's chunks that is being received.
 type inventory struct {
 	reports int                 // taken so far
-	good    map[chunk.ID]uint32 // length of each copy that the server does not call bad
+	good    map[chunk.ID]uint32 // length of each shard that the server does not call bad
 	bad     uint64
 	foreign uint64
 	first   chunk.ID // of the foreign ones
@@ -285,7 +286,7 @@ func (inv *inventory) page(r kv.Reader, server chunk.ServerID, reports []*pb.Chu
 	for _, c := range reports {
 		id := chunk.ID(c.Id)
 		switch {
-		case id >= next || id == 0:
+		case id.Chunk() >= next || id.Chunk() == 0:
 			if inv.foreign == 0 {
 				inv.first = id
 			}
@@ -343,8 +344,12 @@ func (h *heartbeats) missing(inv *inventory) (map[chunk.ID]struct{}, error) {
 					return false
 				}
 				length, listed := inv.good[id]
-				c, ok := namespace.Chunk(r, id)
-				if ok && c.Length > 0 && slices.Contains(c.Servers, h.id) && (!listed || uint64(length) < c.Length) {
+				c, ok := namespace.Chunk(r, id.Chunk())
+				if !ok {
+					return true
+				}
+				shard := c.ShardOn(h.id)
+				if shard >= 0 && c.Holds(shard) && c.Stored(shard) == id && (!listed || uint64(length) < c.Layout.ShardLength(c.Length)) {
 					out[id] = struct{}{}
 				}
 				return true

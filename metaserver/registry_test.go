@@ -186,7 +186,7 @@ func TestSilentServerIsSuspectThenDeadAndClientsHearOfIt(t *testing.T) {
 	eventually(t, "the client hears of its suspicion", state(pb.ServerState_SERVER_STATE_SUSPECT))
 	alloc := c.must(c.do(&pb.Op{Op: &pb.Op_AllocChunks{AllocChunks: &pb.AllocChunks{Count: 5}}}))
 	for _, a := range alloc.Chunks {
-		if len(a.Servers) != 2 || slices.Contains(a.Servers, servers[1].id) {
+		if len(a.Servers) != 3 || a.Servers[2] != 0 || slices.Contains(a.Servers, servers[1].id) {
 			t.Fatalf("allocated %v", a)
 		}
 	}

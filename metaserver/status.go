@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/posix"
 	"github.com/shoalfs/shoalfs/internal/rpc"
 	"github.com/shoalfs/shoalfs/metaserver/kv"
 	"github.com/shoalfs/shoalfs/metaserver/liveness"
@@ -35,8 +36,21 @@ func (m *metaService) StatFS(context.Context, *pb.StatFSRequest) (*pb.StatFSRepl
 
 // space counts the disks of servers that are not dead, and what fits on them under the layout of new data.
 func (l *leader) space(servers []*pb.ServerInfo, inodes uint64) *pb.StatFSReply {
-	s := liveness.SpaceOf(servers, l.layout().Replicas)
+	s := liveness.SpaceOf(servers, l.rootLayout())
 	return &pb.StatFSReply{Capacity: s.Capacity, Free: s.Free, Total: s.Total, Available: s.Available, Inodes: inodes}
+}
+
+// rootLayout is how new data is stored that no directory below the root has another policy for.
+func (l *leader) rootLayout() chunk.Layout {
+	var layout chunk.Layout
+	_ = l.s.db.View(func(r kv.Reader) (err error) { // a failed database has nothing to say
+		layout, err = namespace.LayoutOf(r, posix.RootInode)
+		return err
+	})
+	if layout.IsZero() {
+		layout = l.layout()
+	}
+	return layout
 }
 
 // Servers implements pb.MetaServer.
@@ -74,7 +88,7 @@ func (s *Server) Status(context.Context) (*pb.StatusReply, error) {
 		return out, nil
 	}
 	out.Servers = l.live.Servers()
-	out.Space, out.Layout = l.space(out.Servers, t.Inodes), l.layout()
+	out.Space, out.Layout = l.space(out.Servers, t.Inodes), l.rootLayout().Proto()
 	out.Problems = append(out.Problems, l.problems(out)...)
 	return out, nil
 }
@@ -114,16 +128,17 @@ func (l *leader) problems(st *pb.StatusReply) []string {
 	if n := len(st.Servers); reported < n && !settled {
 		out = append(out, fmt.Sprintf("the leader is new: %d of %d chunk servers have reported; until all have, space and health are not fully known", reported, n))
 	}
-	layout := l.layout()
+	layout := chunk.LayoutOf(st.Layout)
+	possible := l.possible(layout, healthy)
 	switch {
 	case len(st.Servers) == 0:
 		out = append(out, "no chunk server has registered: only small files can be written")
-	case healthy < int(layout.MinCopies) && settled:
-		out = append(out, fmt.Sprintf("%d of %d chunk servers are healthy, writing needs %d: writers wait", healthy, len(st.Servers), layout.MinCopies))
-	case healthy < int(layout.Replicas) && settled:
-		out = append(out, fmt.Sprintf("%d of %d chunk servers are healthy: new data gets fewer than %d copies", healthy, len(st.Servers), layout.Replicas))
-	case len(st.Servers) < l.s.cfg.Replicas:
-		out = append(out, fmt.Sprintf("%d chunk servers are registered: data is kept in fewer than %d copies", len(st.Servers), l.s.cfg.Replicas))
+	case len(st.Servers) < layout.Width():
+		out = append(out, fmt.Sprintf("%d chunk servers are registered, %v needs %d: data is kept with less redundancy", len(st.Servers), layout, layout.Width()))
+	case healthy < possible.Min && settled:
+		out = append(out, fmt.Sprintf("%d of %d chunk servers are healthy, writing needs %d: writers wait", healthy, len(st.Servers), possible.Min))
+	case healthy < layout.Width() && settled:
+		out = append(out, fmt.Sprintf("%d of %d chunk servers are healthy, %v needs %d: new data gets less redundancy", healthy, len(st.Servers), layout, layout.Width()))
 	}
 	if sp := st.Space; sp.Capacity > 0 && sp.Free < sp.Capacity/20 {
 		out = append(out, fmt.Sprintf("%d%% of the space is in use", 100-100*sp.Free/sp.Capacity))

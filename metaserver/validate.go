@@ -4,6 +4,7 @@ import (
 	"errors"
 	"syscall"
 
+	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/fserr"
 	"github.com/shoalfs/shoalfs/internal/posix"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
@@ -83,6 +84,12 @@ func validateOp(op *pb.Op) error {
 		if len(op.OpenSession.Nonce) != nonceSize || len(op.OpenSession.Client) > maxClientName {
 			return fserr.New(syscall.EINVAL, "a session with a nonce of %d bytes and a name of %d", len(op.OpenSession.Nonce), len(op.OpenSession.Client))
 		}
+	case *pb.Op_SetLayout:
+		if layout := chunk.LayoutOf(op.SetLayout.Layout); !layout.IsZero() {
+			if err := layout.Check(false); err != nil {
+				return fserr.New(syscall.EINVAL, "%v", err)
+			}
+		}
 	case *pb.Op_SetAttr, *pb.Op_CloseSession:
 	default:
 		return fserr.New(syscall.EOPNOTSUPP, "an operation that clients cannot ask for: %T", op)
@@ -144,7 +151,7 @@ func own(op *pb.Op) *pb.Op {
 		}}}
 	case *pb.Op_AllocChunks:
 		a := op.AllocChunks
-		return &pb.Op{Op: &pb.Op_AllocChunks{AllocChunks: &pb.AllocChunks{Count: a.Count, Inode: a.Inode, Avoid: a.Avoid}}}
+		return &pb.Op{Op: &pb.Op_AllocChunks{AllocChunks: &pb.AllocChunks{Count: a.Count, Want: a.Want, Avoid: a.Avoid}}}
 	}
 	return op
 }

@@ -397,10 +397,10 @@ func TestWhatTheClusterSaysOfItself(t *testing.T) {
 	if got := must(t, "df", "-h"); !strings.Contains(got, "Avail") {
 		t.Error(got)
 	}
-	if got := must(t, "policy", "get", "shoal:/"); got != "shoal:/: replicas=3 min-copies=2\n" {
+	if got := must(t, "policy", "get", "shoal:/"); got != "shoal:/: replicas=3, 2 of 3 before a write counts\n" {
 		t.Errorf("%q", got)
 	}
-	if p := fromJSON[jsonPolicy](t, must(t, "policy", "get", "--json", "shoal:/")); p.Replicas != 3 || p.MinCopies != 2 {
+	if p := fromJSON[jsonPolicy](t, must(t, "policy", "get", "--json", "shoal:/")); p.Policy != "replicas=3" || p.MinCopies != 2 {
 		t.Errorf("%+v", p)
 	}
 	fails(t, exitFailed, []string{"no such file"}, "policy", "get", "shoal:/no such thing")

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shoalfs/shoalfs/client"
+	"github.com/shoalfs/shoalfs/internal/chunk"
 )
 
 func newPolicy(c *cli) *cobra.Command {
@@ -46,7 +47,7 @@ func newPolicy(c *cli) *cobra.Command {
 				case st.Layout == nil:
 					return errors.New("the metaserver does not say how data is stored")
 				case asJSON:
-					return writeJSON(c.out, jsonPolicy{p, jsonLayout{st.Layout.Replicas, st.Layout.MinCopies}})
+					return writeJSON(c.out, jsonPolicy{p, layoutToJSON(chunk.LayoutOf(st.Layout))})
 				}
 				_, err = fmt.Fprintf(c.out, "%s: %s\n", t.Show(p), layoutString(st.Layout))
 				return err

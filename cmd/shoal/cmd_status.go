@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shoalfs/shoalfs/client"
+	"github.com/shoalfs/shoalfs/internal/chunk"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -56,9 +57,13 @@ type jsonStatus struct {
 }
 
 type jsonLayout struct {
-	Replicas  uint32 `json:"replicas"`
-	MinCopies uint32 `json:"min_copies"`
+	Policy    string `json:"policy"`
+	Data      int    `json:"data_shards"`
+	Parity    int    `json:"parity_shards"`
+	MinCopies int    `json:"min_copies"`
 }
+
+func layoutToJSON(l chunk.Layout) jsonLayout { return jsonLayout{l.String(), l.Data, l.Parity, l.Min} }
 
 type jsonMember struct {
 	ID      uint64 `json:"id"`
@@ -97,7 +102,8 @@ func statusToJSON(st *pb.StatusReply) jsonStatus {
 		RawFree: st.GetSpace().GetFree(), Index: st.Index, Metaservers: []jsonMember{}, Chunkservers: serversToJSON(st.Servers),
 	}
 	if l := st.Layout; l != nil {
-		j.Layout = &jsonLayout{l.Replicas, l.MinCopies}
+		layout := layoutToJSON(chunk.LayoutOf(l))
+		j.Layout = &layout
 	}
 	for _, m := range st.Metaservers {
 		j.Metaservers = append(j.Metaservers, jsonMember{m.Id, m.Address, m.Leader, m.State})
@@ -169,7 +175,9 @@ func writeStatus(w io.Writer, st *pb.StatusReply) error {
 }
 
 func layoutString(l *pb.Layout) string {
-	return fmt.Sprintf("replicas=%d min-copies=%d", l.Replicas, l.MinCopies)
+	layout := chunk.LayoutOf(l)
+	layout.Cell = 0
+	return fmt.Sprintf("%v, %d of %d before a write counts", layout, layout.Min, layout.Width())
 }
 
 func writeServers(w io.Writer, list []*pb.ServerInfo) error {

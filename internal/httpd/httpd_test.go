@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
+	"github.com/shoalfs/shoalfs/internal/chunk"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -130,7 +131,7 @@ func sample() *pb.StatusReply {
 	return &pb.StatusReply{
 		Cluster: "0123abcd", Inodes: 1234567, Chunks: 42, FileBytes: 3 << 30, Sessions: 2, Index: 99,
 		Problems: []string{"chunk server 2 <script>alert(1)</script> is dead"},
-		Layout:   &pb.Layout{Replicas: 3, MinCopies: 2},
+		Layout:   chunk.Copies(3).Proto(),
 		Space:    &pb.StatFSReply{Capacity: 100 << 30, Free: 25 << 30, Available: 8 << 30, Total: 33 << 30},
 		Metaservers: []*pb.MetaMember{
 			{Id: 1, Address: "10.0.0.1:7400", Leader: true, State: "Leader"}, {Id: 2, Address: "10.0.0.2:7400", State: "Follower"}},
@@ -149,7 +150,7 @@ func TestMetaPage(t *testing.T) {
 	}
 	mustContain(t, body, "0123abcd", "seen by metaserver 1", "1\u202f234\u202f567", "3.0 GiB", "8.0 GiB", "75.0 GiB of 100.0 GiB",
 		"1 of 2 healthy", "10.0.0.4:7500", `class="bad">dead`, "1m1s ago", "rack=r1 zone=a", "leads", "Follower", "What is wrong",
-		"3 copies, a write waits for 2", `http-equiv="refresh"`)
+		"replicas=3, a write waits for 2 of 3", `http-equiv="refresh"`)
 	if strings.Contains(body, "<script>") {
 		t.Error("a problem's text is not escaped")
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/shoalfs/shoalfs/internal/chunk"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -80,7 +81,8 @@ func newMetaView(self string, st *pb.StatusReply, r rates) metaView {
 		v.HasLeader = v.HasLeader || m.Leader
 	}
 	if l := st.Layout; l != nil {
-		v.Layout = fmt.Sprintf("%d copies, a write waits for %d", l.Replicas, l.MinCopies)
+		layout := chunk.LayoutOf(l)
+		v.Layout = fmt.Sprintf("%v, a write waits for %d of %d", layout, layout.Min, layout.Width())
 	}
 	for _, s := range st.Servers {
 		sv := serverView{ServerInfo: s, Rate: r.Server[s.Id], Class: "bad"}

@@ -148,7 +148,7 @@ func (s *server) take(disks []*pb.DiskInfo) {
 			s.diskErrors++
 		}
 	}
-	space := SpaceOf([]*pb.ServerInfo{{Disks: s.disks}}, 1)
+	space := SpaceOf([]*pb.ServerInfo{{Disks: s.disks}}, chunk.Copies(1))
 	s.capacity, s.free = space.Capacity, space.Free
 }
 

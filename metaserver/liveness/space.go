@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/shoalfs/shoalfs/internal/chunk"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -12,15 +13,15 @@ import (
 type Space struct {
 	Capacity uint64 // raw
 	Free     uint64 // raw, the reserve taken off
-	// Total and Available are how much file data fits, and still fits, with all the copies wanted, no two of them on one
+	// Total and Available are how much file data fits, and still fits, with all the shards wanted, no two of them on one
 	// server. They are upper bounds: what placement makes of the space may come to less.
 	Total     uint64
 	Available uint64
 }
 
-// SpaceOf adds up the working disks of servers that are not dead. Where these are fewer than the copies wanted, data has as
-// many copies as there are servers.
-func SpaceOf(servers []*pb.ServerInfo, copies uint32) Space {
+// SpaceOf adds up the working disks of servers that are not dead. Where these are fewer than the shards wanted, data has as
+// many as there are servers.
+func SpaceOf(servers []*pb.ServerInfo, layout chunk.Layout) Space {
 	var out Space
 	var total, available []share
 	n := uint64(0)
@@ -31,7 +32,8 @@ func SpaceOf(servers []*pb.ServerInfo, copies uint32) Space {
 		total = append(total, share{g.servers, g.capacity})
 		available = append(available, share{g.servers, g.free})
 	}
-	out.Total, out.Available = fits(total, min(uint64(copies), n)), fits(available, min(uint64(copies), n))
+	width, data := min(uint64(layout.Width()), n), uint64(layout.Data)
+	out.Total, out.Available = fits(total, width)*data, fits(available, width)*data
 	return out
 }
 

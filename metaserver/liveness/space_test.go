@@ -6,6 +6,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/shoalfs/shoalfs/internal/chunk"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -27,7 +28,7 @@ func TestSpace(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		servers []*pb.ServerInfo
-		copies  uint32
+		copies  int
 		want    Space
 	}{
 		{"no server", nil, 1, Space{}},
@@ -59,7 +60,7 @@ func TestSpace(t *testing.T) {
 		{"what is dead or failed does not count, and data has fewer copies without it",
 			[]*pb.ServerInfo{with(on("a", 100*gib, 60*gib)), with(failed), gone}, 3, Space{100 * gib, 60 * gib, 100 * gib, 60 * gib}},
 	} {
-		if got := SpaceOf(c.servers, c.copies); got != c.want {
+		if got := SpaceOf(c.servers, chunk.Copies(c.copies)); got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}
@@ -113,6 +114,6 @@ func BenchmarkSpaceOf(b *testing.B) {
 		servers = append(servers, with(on(fmt.Sprint(i), gib, gib), on(fmt.Sprint(i, "x"), gib, gib)))
 	}
 	for b.Loop() {
-		SpaceOf(servers, 3)
+		SpaceOf(servers, chunk.Copies(3))
 	}
 }

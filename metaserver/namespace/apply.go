@@ -153,6 +153,8 @@ func (x *tx) applyClient(op *pb.Op) (*pb.Result, error) {
 		return x.releaseInodes(op.ReleaseInodes)
 	case *pb.Op_CloseSession:
 		return x.closeSession()
+	case *pb.Op_SetLayout:
+		return x.setLayout(op.SetLayout)
 	}
 	return nil, fserr.New(syscall.EINVAL, "an operation that no session may ask for: %T", op.GetOp())
 }
@@ -170,6 +172,16 @@ func (x *tx) applyOwn(op *pb.Op) (*pb.Result, error) {
 		return x.registerServer(op.RegisterServer)
 	case *pb.Op_FinishDeletions:
 		return x.finishDeletions(op.FinishDeletions)
+	case *pb.Op_StartMoves:
+		return x.startMoves(op.StartMoves)
+	case *pb.Op_FinishMoves:
+		return x.finishMoves(op.FinishMoves)
+	case *pb.Op_LoseShards:
+		return x.loseShards(op.LoseShards)
+	case *pb.Op_SetServer:
+		return x.setServer(op.SetServer)
+	case *pb.Op_RemoveServer:
+		return x.removeServer(op.RemoveServer)
 	}
 	return nil, fserr.New(syscall.EINVAL, "an operation that needs a session: %T", op.GetOp())
 }

@@ -61,6 +61,7 @@ type checkedChunk struct {
 	*ChunkRecord
 	live          uint64
 	copies, owned int
+	degraded      bool // by the index of those that lack shards
 }
 
 func (c *checker) report(format string, args ...any) {
@@ -314,11 +315,20 @@ func (c *checker) readServers() {
 
 func (c *checker) readCopies() {
 	c.each(bServerChunk, 12, func(k, _ []byte) error {
-		server, id := chunk.ServerID(binary.BigEndian.Uint32(k)), chunk.ID(binary.BigEndian.Uint64(k[4:]))
-		if ch := c.chunks[id]; ch == nil || !slices.Contains(ch.Copies(), server) {
-			c.report("server %d: no copy of chunk %v belongs there, as the index of copies says", server, id)
+		server, stored := chunk.ServerID(binary.BigEndian.Uint32(k)), chunk.ID(binary.BigEndian.Uint64(k[4:]))
+		if ch := c.chunks[stored.Chunk()]; ch == nil || !ch.BelongsOn(server, stored) {
+			c.report("server %d: nothing of chunk %v belongs there, as the index of copies says", server, stored)
 		} else {
 			ch.copies++
+		}
+		return nil
+	})
+	c.each(bDegraded, 8, func(k, _ []byte) error {
+		id := chunk.ID(binary.BigEndian.Uint64(k))
+		if ch := c.chunks[id]; ch == nil {
+			c.report("chunk %v lacks shards, says an index, but does not exist", id)
+		} else {
+			ch.degraded = true
 		}
 		return nil
 	})
@@ -403,19 +413,38 @@ func (c *checker) checkChunks() {
 		if ch.Owner == 0 && ch.Live == 0 {
 			c.report("chunk %v is garbage, but was not deleted", id)
 		}
-		if owned := min(ch.Owner, 1); uint64(ch.owned) != owned || owned == 0 && len(ch.Targets) > 0 {
-			c.report("chunk %v: owner %d and %d targets, %d in the index of written chunks", id, ch.Owner, len(ch.Targets), ch.owned)
+		if owned := min(ch.Owner, 1); uint64(ch.owned) != owned {
+			c.report("chunk %v: owner %d, %d in the index of written chunks", id, ch.Owner, ch.owned)
 		}
-		if len(ch.Servers) == 0 || ch.copies != len(ch.Copies()) {
-			c.report("chunk %v: %d servers, %d copies, %d in their index", id, len(ch.Servers), len(ch.Copies()), ch.copies)
+		if ch.degraded != (ch.Owner == 0 && !ch.Full()) {
+			c.report("chunk %v: %d of %d shards are whole, in the index of those that lack some: %t", id, ch.Holders(), ch.Layout.Width(), ch.degraded)
 		}
-		for i, s := range ch.Servers {
-			if slices.Contains(ch.Servers[:i], s) || ch.Owner != 0 && !slices.Contains(ch.Targets, s) {
-				c.report("chunk %v: server %d is there twice, or no target", id, s)
-			}
-			if c.r.Get(bServer, serverKey(s)) == nil {
-				c.report("chunk %v: server %d does not exist", id, s)
-			}
+		c.checkShards(ch)
+	}
+}
+
+func (c *checker) checkShards(ch *checkedChunk) {
+	places := 0
+	seen := map[chunk.ServerID]bool{}
+	ch.Copies(func(s chunk.ServerID, stored chunk.ID) {
+		places++
+		if seen[s] {
+			c.report("chunk %v: server %d is there twice", ch.ID, s)
+		}
+		seen[s] = true
+		if c.r.Get(bServer, serverKey(s)) == nil {
+			c.report("chunk %v: server %d does not exist", ch.ID, s)
+		}
+	})
+	if places != ch.copies {
+		c.report("chunk %v: is in %d places, %d are in their index", ch.ID, places, ch.copies)
+	}
+	if ch.Owner != 0 && len(ch.Moves) > 0 {
+		c.report("chunk %v is being written, and moved", ch.ID)
+	}
+	for i, m := range ch.Moves {
+		if slices.ContainsFunc(ch.Moves[:i], func(o Move) bool { return o.Shard == m.Shard }) {
+			c.report("chunk %v: shard %d is made twice", ch.ID, m.Shard)
 		}
 	}
 }

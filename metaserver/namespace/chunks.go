@@ -2,6 +2,7 @@ package namespace
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"slices"
 	"syscall"
 
@@ -14,7 +15,6 @@ import (
 const (
 	maxAlloc      = 256      // chunks in one command
 	maxCandidates = 16384    // servers in one command
-	maxReplicas   = 32       // copies of a chunk
 	maxOwned      = 64 << 10 // chunks that one session may have open
 	maxFinished   = 64 << 10 // deletions reported in one command
 )
@@ -116,29 +116,27 @@ func (cs *chunkSet) publish(commits []*pb.ChunkCommit) error {
 // publish applies one ChunkCommit. Servers replace those recorded where the length grows; where it does not, those that
 // held it still do. A shorter length is one that a commit of another file overtook, and says nothing new.
 func (c *changedChunk) publish(cc *pb.ChunkCommit) error {
-	if cc.Length > chunk.MaxLength {
-		return fserr.New(syscall.EINVAL, "chunk %v: a length of %d bytes, at most %d", c.ID, cc.Length, chunk.MaxLength)
+	if cc.Length > chunk.MaxLength || cc.Length%uint64(c.Layout.Row()) != 0 {
+		return fserr.New(syscall.EINVAL, "chunk %v: a length of %d bytes; it has at most %d, in rows of %d", c.ID, cc.Length, chunk.MaxLength, c.Layout.Row())
 	}
-	servers := make([]chunk.ServerID, 0, len(c.Targets))
+	var held uint32
 	for _, s := range cc.Servers {
-		if !slices.Contains(c.Targets, chunk.ServerID(s)) {
+		if s == 0 { // as in a list by shard
+			continue
+		}
+		shard := c.ShardOn(chunk.ServerID(s))
+		if shard < 0 {
 			return fserr.New(syscall.EINVAL, "chunk %v was not placed on server %d", c.ID, s)
 		}
-		if !slices.Contains(servers, chunk.ServerID(s)) {
-			servers = append(servers, chunk.ServerID(s))
-		}
+		held |= 1 << shard
 	}
 	if cc.Length > c.Length {
-		if len(servers) < int(c.MinCopies) {
-			return fserr.New(syscall.EINVAL, "chunk %v: %d servers hold %d bytes, at least %d have to", c.ID, len(servers), cc.Length, c.MinCopies)
+		if n := bits.OnesCount32(held); n < c.Layout.Min {
+			return fserr.New(syscall.EINVAL, "chunk %v: %d servers hold %d bytes, at least %d have to", c.ID, n, cc.Length, c.Layout.Min)
 		}
-		c.Length, c.Servers = cc.Length, servers
+		c.Length, c.Held = cc.Length, held
 	} else if c.Length > 0 && cc.Length == c.Length {
-		for _, s := range servers {
-			if !slices.Contains(c.Servers, s) {
-				c.Servers = append(c.Servers, s)
-			}
-		}
+		c.Held |= held
 	}
 	if cc.Seal {
 		c.Owner = 0
@@ -161,36 +159,47 @@ func (cs *chunkSet) flush() error {
 	return nil
 }
 
+// putChunk records a chunk with its place among those that lack shards.
 func (x *tx) putChunk(c *changedChunk) error {
 	if c.Owner == 0 && c.before.Owner != 0 {
 		if err := x.disown(c); err != nil {
 			return err
 		}
 	}
+	key := key8(uint64(c.ID))
+	was := c.before.Owner == 0 && !c.before.Full()
 	if c.Owner == 0 && c.Live == 0 {
-		for _, s := range c.Copies() {
-			x.dropCopy(s, c.ID)
+		c.Copies(x.dropCopy)
+		x.Delete(bChunk, key)
+		if was {
+			x.Delete(bDegraded, key)
 		}
-		x.Delete(bChunk, key8(uint64(c.ID)))
 		return x.subtract(&x.c.chunks, 1, "chunks")
 	}
-	x.Put(bChunk, key8(uint64(c.ID)), c.encode())
+	switch is := c.Owner == 0 && !c.Full(); {
+	case is && !was:
+		x.Put(bDegraded, key, present)
+	case was && !is:
+		x.Delete(bDegraded, key)
+	}
+	x.Put(bChunk, key, c.encode())
 	return nil
 }
 
-// disown completes the sealing of a chunk. Targets that do not hold all of it hold garbage.
+// disown completes the sealing of a chunk. What servers have of shards that are not whole is garbage.
 func (x *tx) disown(c *changedChunk) error {
 	x.Delete(bOwned, key16(c.before.Owner, uint64(c.ID)))
-	for _, s := range c.Targets {
-		if !slices.Contains(c.Servers, s) {
-			x.dropCopy(s, c.ID)
+	c.Servers = slices.Clone(c.Servers) // c.before keeps the others
+	for shard, s := range c.Servers {
+		if s != 0 && !c.Holds(shard) {
+			x.dropCopy(s, c.Stored(shard))
+			c.Servers[shard] = 0
 		}
 	}
-	c.Targets = nil
 	return x.countOwned(c.before.Owner, -1)
 }
 
-// dropCopy has a server's copy of a chunk deleted.
+// dropCopy has what a server has under a stored id deleted.
 func (x *tx) dropCopy(server chunk.ServerID, id chunk.ID) {
 	key := serverChunkKey(server, id)
 	x.Delete(bServerChunk, key)
@@ -203,44 +212,53 @@ func (x *tx) dropCopy(server chunk.ServerID, id chunk.ID) {
 }
 
 func (x *tx) allocChunks(op *pb.AllocChunks) (*pb.Result, error) {
-	layout := op.Layout
+	layout := chunk.LayoutOf(op.Layout)
 	switch {
 	case op.Count == 0 || op.Count > maxAlloc:
 		return nil, fserr.New(syscall.EINVAL, "%d chunks to allocate, 1 to %d", op.Count, maxAlloc)
 	case len(op.Candidates) > maxCandidates || len(op.Avoid) > maxCandidates:
 		return nil, fserr.New(syscall.EINVAL, "%d servers to choose from or avoid, at most %d", max(len(op.Candidates), len(op.Avoid)), maxCandidates)
-	case layout.GetReplicas() == 0 || layout.Replicas > maxReplicas || layout.MinCopies == 0 || layout.MinCopies > layout.Replicas:
-		return nil, fserr.New(syscall.EINVAL, "a layout of %d copies, at least %d", layout.GetReplicas(), layout.GetMinCopies())
+	case x.c.nextChunk+uint64(op.Count) > chunk.MaxID:
+		return nil, fserr.New(syscall.ENOSPC, "this cluster has given out all %d ids of chunks", uint64(chunk.MaxID))
+	}
+	if err := layout.Check(true); err != nil {
+		return nil, fserr.New(syscall.EINVAL, "a layout with %v", err)
 	}
 	if err := x.countOwned(x.session, int64(op.Count)); err != nil {
 		return nil, err
 	}
-	candidates := x.eligible(op)
-	if len(candidates) < int(layout.MinCopies) {
-		return nil, fserr.New(syscall.EAGAIN, "%d servers are fit to be written to, %d copies are needed", len(candidates), layout.MinCopies)
+	candidates := x.eligible(op, layout.Min)
+	if len(candidates) < layout.Min {
+		return nil, fserr.New(syscall.EAGAIN, "%d servers are fit to be written to, %v needs %d", len(candidates), layout, layout.Min)
 	}
 	res := &pb.Result{Chunks: make([]*pb.AllocatedChunk, 0, op.Count)}
 	for range op.Count {
-		c := &ChunkRecord{ID: chunk.ID(x.c.nextChunk), Replicas: layout.Replicas, MinCopies: layout.MinCopies, Owner: x.session}
+		c := &ChunkRecord{ID: chunk.ID(x.c.nextChunk), Layout: layout, Owner: x.session}
 		x.c.nextChunk++
 		x.c.chunks++
-		c.Targets = placement.Pick(c.ID, candidates, int(layout.Replicas))
-		c.Servers = c.Targets
-		servers := make([]uint32, len(c.Targets))
-		for i, s := range c.Targets {
-			servers[i] = uint32(s)
-			x.Put(bServerChunk, serverChunkKey(s, c.ID), present)
+		c.Servers = place(c.ID, layout, candidates)
+		servers := make([]uint32, len(c.Servers))
+		for shard, s := range c.Servers {
+			if servers[shard] = uint32(s); s != 0 {
+				x.Put(bServerChunk, serverChunkKey(s, c.Stored(shard)), present)
+			}
 		}
 		x.Put(bChunk, key8(uint64(c.ID)), c.encode())
 		x.Put(bOwned, key16(x.session, uint64(c.ID)), present)
-		res.Chunks = append(res.Chunks, &pb.AllocatedChunk{Id: uint64(c.ID), Servers: servers, Layout: c.Layout()})
+		res.Chunks = append(res.Chunks, &pb.AllocatedChunk{Id: uint64(c.ID), Servers: servers, Layout: layout.Proto()})
 	}
 	return res, nil
 }
 
+// place says which server gets which shard of a chunk; 0 where there are not enough.
+func place(id chunk.ID, layout chunk.Layout, candidates []*pb.Candidate) []chunk.ServerID {
+	servers := placement.Pick(id, candidates, layout.Width())
+	return append(servers, make([]chunk.ServerID, layout.Width()-len(servers))...)
+}
+
 // eligible are the candidates that are registered and that the client did not ask to avoid; those too when without them
 // there are not enough.
-func (x *tx) eligible(op *pb.AllocChunks) []*pb.Candidate {
+func (x *tx) eligible(op *pb.AllocChunks, least int) []*pb.Candidate {
 	seen := make(map[uint32]bool, len(op.Candidates))
 	var good, avoided []*pb.Candidate
 	for _, c := range op.Candidates {
@@ -254,7 +272,7 @@ func (x *tx) eligible(op *pb.AllocChunks) []*pb.Candidate {
 			good = append(good, c)
 		}
 	}
-	if len(good) < int(op.Layout.MinCopies) {
+	if len(good) < least {
 		good = append(good, avoided...)
 	}
 	return good

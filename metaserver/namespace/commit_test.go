@@ -221,17 +221,29 @@ func TestOvertakenCommit(t *testing.T) {
 		Chunks: []*pb.ChunkCommit{{Chunk: c, Length: 100, Servers: []uint32{1, 2}}}})))
 	w.want(0, w.do(root, opCommit(&pb.Commit{Inode: f, Extents: []*pb.Extent{{Length: 60, Chunk: c}}, Chunks: []*pb.ChunkCommit{all(c, 60)}})))
 	rec, ok := Chunk(w.s, chunk.ID(c))
-	if !ok || rec.Length != 100 || rec.Live != 100 || !slices.Equal(rec.Servers, []chunk.ServerID{1, 2}) {
+	if !ok || rec.Length != 100 || rec.Live != 100 || !slices.Equal(holders(rec), []chunk.ServerID{1, 2}) {
 		t.Errorf("the chunk afterwards: %+v, want 100 bytes on servers 1 and 2", rec)
 	}
 	w.check()
+}
+
+// holders lists the servers that hold all of a chunk's shard.
+func holders(c *ChunkRecord) []chunk.ServerID {
+	var out []chunk.ServerID
+	for shard, s := range c.Servers {
+		if c.Holds(shard) {
+			out = append(out, s)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 func TestChunkLifecycle(t *testing.T) {
 	w := newWorld(t)
 	f := w.file(root, 1, "f", 0o644)
 	got := w.want(0, w.do(root, opAlloc(4, 1, 2, 3, 4))).Chunks
-	if len(got) != 4 || got[0].Id != 1 || len(got[0].Servers) != 3 || got[3].Layout.Replicas != 3 || NextChunk(w.s) != 5 {
+	if len(got) != 4 || got[0].Id != 1 || len(got[0].Servers) != 3 || got[3].Layout.Data != 1 || got[3].Layout.Parity != 2 || NextChunk(w.s) != 5 {
 		t.Fatalf("allocated: %v", got)
 	}
 	w.check()
@@ -252,21 +264,21 @@ func TestChunkLifecycle(t *testing.T) {
 		w.check()
 	}
 	commit(10, false, s[0], s[1])
-	if c := record(1); len(c.Servers) != 2 || len(c.Targets) != 3 || c.Owner != w.session || c.Live != 10 || c.Length != 10 {
+	if c := record(1); len(holders(c)) != 2 || len(c.Servers) != 3 || c.Owner != w.session || c.Live != 10 || c.Length != 10 {
 		t.Errorf("one lags: %+v", c)
 	}
 	commit(20, false, s[0], s[1], s[2])
-	if c := record(1); len(c.Servers) != 3 {
+	if c := record(1); len(holders(c)) != 3 {
 		t.Errorf("it has caught up: %+v", c)
 	}
 	// Named again at the same length, those that held it still do.
 	commit(20, false, s[0])
-	if c := record(1); len(c.Servers) != 3 {
+	if c := record(1); len(holders(c)) != 3 {
 		t.Errorf("a copy was forgotten: %+v", c)
 	}
 	// The last server failed: its copy goes when the chunk is sealed.
 	commit(30, true, s[0], s[1])
-	if c := record(1); len(c.Servers) != 2 || c.Targets != nil || c.Owner != 0 {
+	if c := record(1); len(holders(c)) != 2 || slices.Contains(c.Servers, chunk.ServerID(s[2])) || c.Owner != 0 {
 		t.Errorf("sealed: %+v", c)
 	}
 	if HasCopy(w.s, chunk.ServerID(s[2]), 1) || !HasCopy(w.s, chunk.ServerID(s[0]), 1) {
@@ -316,11 +328,11 @@ func TestAllocation(t *testing.T) {
 	w.want(syscall.EINVAL, w.do(root, opAlloc(0, 1, 2)))
 	w.want(syscall.EINVAL, w.do(root, opAlloc(257, 1, 2)))
 	bad := opAlloc(1, 1, 2)
-	bad.GetAllocChunks().Layout = &pb.Layout{Replicas: 2, MinCopies: 3}
+	bad.GetAllocChunks().Layout = &pb.Layout{Data: 1, Parity: 1, MinShards: 3}
 	w.want(syscall.EINVAL, w.do(root, bad))
 	bad.GetAllocChunks().Layout = nil
 	w.want(syscall.EINVAL, w.do(root, bad))
-	if c := w.want(0, w.do(root, opAlloc(1, 1, 2))).Chunks[0]; len(c.Servers) != 2 {
+	if c := w.want(0, w.do(root, opAlloc(1, 1, 2))).Chunks[0]; len(c.Servers) != 3 || c.Servers[2] != 0 {
 		t.Errorf("two servers: %v", c)
 	}
 	op := opAlloc(256, 1, 2, 3, 4)
@@ -334,7 +346,7 @@ func TestAllocation(t *testing.T) {
 	}
 	op = opAlloc(1, 1, 2, 3)
 	op.GetAllocChunks().Avoid = []uint32{2, 3}
-	if c := w.want(0, w.do(root, op)).Chunks[0]; len(c.Servers) != 3 {
+	if c := w.want(0, w.do(root, op)).Chunks[0]; c.Servers[2] == 0 {
 		t.Errorf("avoided servers, where there are no others: %v", c)
 	}
 	w.check()

@@ -78,6 +78,9 @@ func (x *tx) makeNode(op *pb.MakeNode) (*pb.Result, error) {
 		return nil, syscall.EPERM
 	}
 	x.inheritGroup(in, dir)
+	if in.isDir() || in.isFile() {
+		in.layout = dir.layout
+	}
 	if in.isDir() {
 		in.nlink, in.parent = 2, dir.num
 		if err := addLink(dir); err != nil {

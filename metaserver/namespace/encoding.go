@@ -3,6 +3,8 @@ package namespace
 import (
 	"encoding/binary"
 	"errors"
+	"math/bits"
+	"slices"
 	"syscall"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
@@ -134,12 +136,13 @@ func decodeDentry(v []byte) (inode uint64, typ uint32, err error) {
 type inode struct {
 	num                         uint64 // its key, not in the value
 	mode, nlink, uid, gid, rdev uint32
-	size                        uint64 // bytes; of a directory the number of its entries
-	allocated                   uint64 // bytes of the file that extents cover, inline ones included
-	atime, mtime, ctime, btime  int64  // ns
-	dataVersion, version        uint64 // log indexes
-	parent                      uint64 // of a directory
-	xattrBytes                  uint32 // names and values
+	size                        uint64       // bytes; of a directory the number of its entries
+	allocated                   uint64       // bytes of the file that extents cover, inline ones included
+	atime, mtime, ctime, btime  int64        // ns
+	dataVersion, version        uint64       // log indexes
+	parent                      uint64       // of a directory
+	xattrBytes                  uint32       // names and values
+	layout                      chunk.Layout // of new data, or of what is made in the directory; zero: the cluster's default
 	symlink                     []byte
 	inline                      []piece // sorted, without overlap; their data may lie in the stored value
 }
@@ -151,7 +154,11 @@ func (in *inode) encode() []byte {
 	for i := range in.inline {
 		n += 10 + len(in.inline[i].data)
 	}
-	b := append(make([]byte, 0, n), formatVersion)
+	version := byte(formatVersion)
+	if !in.layout.IsZero() {
+		version = inodeWithLayout
+	}
+	b := append(make([]byte, 0, n+3), version)
 	for _, v := range [...]uint32{in.mode, in.nlink, in.uid, in.gid, in.rdev} {
 		b = binary.BigEndian.AppendUint32(b, v)
 	}
@@ -169,13 +176,20 @@ func (in *inode) encode() []byte {
 		b = binary.BigEndian.AppendUint16(b, uint16(len(p.data)))
 		b = append(b, p.data...)
 	}
+	if version == inodeWithLayout {
+		b = append(b, byte(in.layout.Data), byte(in.layout.Parity), byte(in.layout.Min))
+	}
 	return b
 }
+
+// inodeWithLayout is the version of records of inodes that have a layout of their own, which is at the end.
+const inodeWithLayout = 2
 
 // decodeInode reads a record; symlink and inline data stay where they are in v.
 func decodeInode(num uint64, v []byte) (*inode, error) {
 	d := decoder{b: v}
-	d.version()
+	version := d.u8()
+	d.bad = d.bad || version != formatVersion && version != inodeWithLayout
 	in := &inode{num: num}
 	in.mode, in.nlink, in.uid, in.gid, in.rdev = d.u32(), d.u32(), d.u32(), d.u32(), d.u32()
 	in.size, in.allocated = d.u64(), d.u64()
@@ -195,6 +209,10 @@ func decodeInode(num uint64, v []byte) (*inode, error) {
 		last = off + uint64(len(data))
 		in.inline = append(in.inline, piece{off: off, len: uint64(len(data)), data: data})
 	}
+	if version == inodeWithLayout {
+		in.layout = chunk.Layout{Data: int(d.u8()), Parity: int(d.u8()), Min: int(d.u8())}
+		d.bad = d.bad || in.layout.Check(false) != nil
+	}
 	return in, d.end()
 }
 
@@ -203,7 +221,7 @@ func (in *inode) attr() *pb.Attr {
 	a := &pb.Attr{
 		Inode: in.num, Mode: in.mode, Nlink: in.nlink, Uid: in.uid, Gid: in.gid, Size: in.size, Allocated: in.allocated, Rdev: in.rdev,
 		Atime: in.atime, Mtime: in.mtime, Ctime: in.ctime, Btime: in.btime, DataVersion: in.dataVersion, Version: in.version,
-		Parent: in.parent, HasXattrs: in.xattrBytes > 0,
+		Parent: in.parent, HasXattrs: in.xattrBytes > 0, Layout: in.layout.Proto(),
 	}
 	if len(in.symlink) > 0 {
 		a.Symlink = append([]byte(nil), in.symlink...)
@@ -228,54 +246,148 @@ func (in *inode) inlineBytes() uint64 {
 
 // ChunkRecord is what the state knows of a chunk.
 type ChunkRecord struct {
-	ID        chunk.ID
-	Replicas  uint32           // copies wanted
-	MinCopies uint32           // copies that must hold bytes before they may be committed
-	Owner     uint64           // the session that writes it; 0: sealed, it never grows again
-	Length    uint64           // committed, bytes; 0 with an owner: pending
-	Live      uint64           // bytes that extents of files refer to
-	Servers   []chunk.ServerID // that hold all of Length
-	Targets   []chunk.ServerID // while it has an owner: the servers that it is written to, a superset of Servers
+	ID      chunk.ID
+	Layout  chunk.Layout
+	Owner   uint64           // the session that writes it; 0: sealed, it never grows again
+	Length  uint64           // committed, bytes; 0 with an owner: pending
+	Live    uint64           // bytes that extents of files refer to
+	Servers []chunk.ServerID // where each shard is, or is written; 0: nowhere. One for each of Layout.Width()
+	Held    uint32           // bit i: shard i is whole on Servers[i], up to Length
+	Moves   []Move           // shards of a sealed chunk that are being made elsewhere, or anew
 }
 
-// Layout is the chunk's layout as on the wire.
-func (c *ChunkRecord) Layout() *pb.Layout {
-	return &pb.Layout{Replicas: c.Replicas, MinCopies: c.MinCopies}
+// Move is a shard that a server is to get.
+type Move struct {
+	Shard   int
+	Server  chunk.ServerID
+	Started uint64 // log index of the command; tells this attempt from others
 }
 
-// Copies are the servers on which a copy, whole or not, may be.
-func (c *ChunkRecord) Copies() []chunk.ServerID {
-	if c.Owner != 0 {
-		return c.Targets
+// Stored is the id under which servers keep a shard.
+func (c *ChunkRecord) Stored(shard int) chunk.ID { return c.ID.Stored(c.Layout, shard) }
+
+// Holds tells whether a shard is whole on its server.
+func (c *ChunkRecord) Holds(shard int) bool { return c.Held>>shard&1 != 0 }
+
+// Holders is how many shards are whole.
+func (c *ChunkRecord) Holders() int { return bits.OnesCount32(c.Held) }
+
+// Full tells whether all shards are whole.
+func (c *ChunkRecord) Full() bool { return c.Holders() == c.Layout.Width() }
+
+// ShardOn returns the shard that belongs on a server, -1 for none.
+func (c *ChunkRecord) ShardOn(server chunk.ServerID) int { return slices.Index(c.Servers, server) }
+
+// move returns the index of the move of a shard, -1 for none.
+func (c *ChunkRecord) move(shard int) int {
+	return slices.IndexFunc(c.Moves, func(m Move) bool { return m.Shard == shard })
+}
+
+// BelongsOn tells whether a server may have something under a stored id of the chunk.
+func (c *ChunkRecord) BelongsOn(server chunk.ServerID, stored chunk.ID) bool {
+	for shard, s := range c.Servers {
+		if s == server && c.Stored(shard) == stored {
+			return true
+		}
 	}
-	return c.Servers
+	return slices.ContainsFunc(c.Moves, func(m Move) bool { return m.Server == server && c.Stored(m.Shard) == stored })
 }
+
+// Copies calls fn for every place where something of the chunk, whole or not, may be.
+func (c *ChunkRecord) Copies(fn func(server chunk.ServerID, stored chunk.ID)) {
+	for shard, s := range c.Servers {
+		if s != 0 {
+			fn(s, c.Stored(shard))
+		}
+	}
+	for _, m := range c.Moves {
+		if c.Servers[m.Shard] != m.Server {
+			fn(m.Server, c.Stored(m.Shard))
+		}
+	}
+}
+
+// chunkFormat is the version of chunk records. The one before knew copies only.
+const chunkFormat = 2
 
 func (c *ChunkRecord) encode() []byte {
-	b := make([]byte, 0, 1+2+8+4+8+2+4*(len(c.Servers)+len(c.Targets)))
-	b = append(b, formatVersion, byte(c.Replicas), byte(c.MinCopies))
+	b := make([]byte, 0, 1+3+4+8+4+8+4+4*len(c.Servers)+1+13*len(c.Moves))
+	b = append(b, chunkFormat, byte(c.Layout.Data), byte(c.Layout.Parity), byte(c.Layout.Min))
+	b = binary.BigEndian.AppendUint32(b, uint32(c.Layout.Cell))
 	b = binary.BigEndian.AppendUint64(b, c.Owner)
 	b = binary.BigEndian.AppendUint32(b, uint32(c.Length))
 	b = binary.BigEndian.AppendUint64(b, c.Live)
-	b = append(b, byte(len(c.Servers)), byte(len(c.Targets)))
-	for _, list := range [...][]chunk.ServerID{c.Servers, c.Targets} {
-		for _, s := range list {
-			b = binary.BigEndian.AppendUint32(b, uint32(s))
-		}
+	b = binary.BigEndian.AppendUint32(b, c.Held)
+	for _, s := range c.Servers {
+		b = binary.BigEndian.AppendUint32(b, uint32(s))
+	}
+	b = append(b, byte(len(c.Moves)))
+	for _, m := range c.Moves {
+		b = binary.BigEndian.AppendUint32(append(b, byte(m.Shard)), uint32(m.Server))
+		b = binary.BigEndian.AppendUint64(b, m.Started)
 	}
 	return b
 }
 
 func decodeChunk(id chunk.ID, v []byte) (*ChunkRecord, error) {
 	d := decoder{b: v}
-	d.version()
-	c := &ChunkRecord{ID: id, Replicas: uint32(d.u8()), MinCopies: uint32(d.u8()), Owner: d.u64(), Length: uint64(d.u32()), Live: d.u64()}
-	servers, targets := int(d.u8()), int(d.u8())
-	c.Servers, c.Targets = d.serverIDs(servers), d.serverIDs(targets)
-	if c.Length > chunk.MaxLength {
-		d.bad = true
+	switch d.u8() {
+	case chunkFormat:
+	case 1:
+		return decodeCopies(id, &d)
+	default:
+		return nil, errDamaged
 	}
-	return c, d.end()
+	c := &ChunkRecord{ID: id, Layout: chunk.Layout{Data: int(d.u8()), Parity: int(d.u8()), Min: int(d.u8()), Cell: int(d.u32())}}
+	c.Owner, c.Length, c.Live, c.Held = d.u64(), uint64(d.u32()), d.u64(), d.u32()
+	if d.bad || c.Layout.Check(true) != nil {
+		return nil, errDamaged
+	}
+	c.Servers = d.serverIDs(c.Layout.Width())
+	for range d.u8() {
+		m := Move{Shard: int(d.u8()), Server: chunk.ServerID(d.u32()), Started: d.u64()}
+		if d.bad = d.bad || m.Shard >= c.Layout.Width() || m.Server == 0; d.bad {
+			break
+		}
+		c.Moves = append(c.Moves, m)
+	}
+	if err := d.end(); err != nil || !c.plausible() {
+		return nil, errDamaged
+	}
+	return c, nil
+}
+
+func (c *ChunkRecord) plausible() bool {
+	for shard := range 32 {
+		if c.Holds(shard) && (shard >= len(c.Servers) || c.Servers[shard] == 0) {
+			return false
+		}
+	}
+	return c.Length <= chunk.MaxLength && c.Length%uint64(c.Layout.Row()) == 0
+}
+
+// decodeCopies reads the first format: copies wanted, copies that count, owner, length, live bytes, who holds it and, while it
+// is written, to whom.
+func decodeCopies(id chunk.ID, d *decoder) (*ChunkRecord, error) {
+	replicas, least := int(d.u8()), int(d.u8())
+	c := &ChunkRecord{ID: id, Owner: d.u64(), Length: uint64(d.u32()), Live: d.u64()}
+	holders, targets := int(d.u8()), int(d.u8())
+	held, written := d.serverIDs(holders), d.serverIDs(targets)
+	c.Layout = chunk.Copies(max(replicas, holders, targets)).WithMin(least)
+	if d.end() != nil || c.Layout.Check(false) != nil || c.Length > chunk.MaxLength {
+		return nil, errDamaged
+	}
+	c.Servers = held
+	if c.Owner != 0 {
+		c.Servers = written
+	}
+	for i, s := range c.Servers {
+		if c.Length > 0 && slices.Contains(held, s) {
+			c.Held |= 1 << i
+		}
+	}
+	c.Servers = append(c.Servers, make([]chunk.ServerID, c.Layout.Width()-len(c.Servers))...)
+	return c, nil
 }
 
 func (d *decoder) serverIDs(n int) []chunk.ServerID {

@@ -27,6 +27,7 @@ const (
 	bHeld
 	bDeletion
 	bDeletionIndex
+	bDegraded
 )
 
 var bucketNames = []string{
@@ -47,6 +48,7 @@ var bucketNames = []string{
 	bHeld:          "held-inode",
 	bDeletion:      "deletion",
 	bDeletionIndex: "deletion-index",
+	bDegraded:      "degraded-chunk",
 }
 
 // Buckets lists the names of the buckets; a kv.Bucket is an index into it. Names are only ever appended.
@@ -87,6 +89,7 @@ func serverKey(id chunk.ServerID) []byte {
 	return binary.BigEndian.AppendUint32(make([]byte, 0, 4), uint32(id))
 }
 
+// serverChunkKey is of a server and a stored id.
 func serverChunkKey(server chunk.ServerID, id chunk.ID) []byte {
 	k := binary.BigEndian.AppendUint32(make([]byte, 0, 12), uint32(server))
 	return binary.BigEndian.AppendUint64(k, uint64(id))

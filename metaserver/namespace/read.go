@@ -123,10 +123,15 @@ func extents(r kv.Reader, in *inode, offset, length uint64) (*pb.ExtentsReply, e
 	return reply, nil
 }
 
+// info tells readers where the chunk is. Where too few shards are known to be whole, it names the damaged ones too: checksums
+// keep a reader from taking anything wrong, and what is left of them may be what it needs.
 func (c *ChunkRecord) info() *pb.ChunkInfo {
-	info := &pb.ChunkInfo{Id: uint64(c.ID), Length: c.Length, Servers: make([]uint32, len(c.Servers))}
-	for i, s := range c.Servers {
-		info.Servers[i] = uint32(s)
+	info := &pb.ChunkInfo{Id: uint64(c.ID), Length: c.Length, Servers: make([]uint32, len(c.Servers)), Layout: c.Layout.Proto()}
+	desperate := c.Holders() < c.Layout.Data
+	for shard, s := range c.Servers {
+		if c.Holds(shard) || desperate {
+			info.Servers[shard] = uint32(s)
+		}
 	}
 	return info
 }
@@ -365,17 +370,46 @@ func HasCopy(r kv.Reader, server chunk.ServerID, id chunk.ID) bool {
 	return r.Get(bServerChunk, serverChunkKey(server, id)) != nil
 }
 
-// Copies calls fn for every chunk of which a server is to have a copy, in the order of their ids, until it returns false.
+// Copies calls fn for every stored id of which a server is to have a copy, in the order of the ids, until it returns false.
 func Copies(r kv.Reader, server chunk.ServerID, fn func(chunk.ID) bool) { CopiesFrom(r, server, 0, fn) }
 
-// CopiesFrom is Copies for chunks with an id of at least from.
+// CopiesFrom is Copies for stored ids of at least from.
 func CopiesFrom(r kv.Reader, server chunk.ServerID, from chunk.ID, fn func(chunk.ID) bool) {
 	r.Scan(bServerChunk, serverChunkKey(server, from), func(k, _ []byte) bool {
 		return len(k) == 12 && binary.BigEndian.Uint32(k) == uint32(server) && fn(chunk.ID(binary.BigEndian.Uint64(k[4:])))
 	})
 }
 
-// Deletions lists at most limit chunks that a server is to delete and that went before a time (ns), the oldest first.
+// Degraded calls fn for every sealed chunk with an id of at least from that has not all its shards whole, in the order of the
+// ids, until it returns false.
+func Degraded(r kv.Reader, from chunk.ID, fn func(chunk.ID) bool) {
+	r.Scan(bDegraded, key8(uint64(from)), func(k, _ []byte) bool {
+		return len(k) != 8 || fn(chunk.ID(binary.BigEndian.Uint64(k)))
+	})
+}
+
+// Chunks calls fn for every chunk with an id of at least from, in the order of the ids, until it returns false. A record that
+// cannot be read is left out.
+func Chunks(r kv.Reader, from chunk.ID, fn func(*ChunkRecord) bool) {
+	r.Scan(bChunk, key8(uint64(from)), func(k, v []byte) bool {
+		if len(k) != 8 {
+			return true
+		}
+		c, err := decodeChunk(chunk.ID(binary.BigEndian.Uint64(k)), v)
+		return err != nil || fn(c)
+	})
+}
+
+// LayoutOf is how new data of an inode, or of what is made in it, is stored; zero: as the cluster's default says.
+func LayoutOf(r kv.Reader, num uint64) (chunk.Layout, error) {
+	in, err := getInode(r, num)
+	if err != nil {
+		return chunk.Layout{}, err
+	}
+	return in.layout, nil
+}
+
+// Deletions lists at most limit stored ids that a server is to delete and that went before a time (ns), the oldest first.
 func Deletions(r kv.Reader, server chunk.ServerID, before int64, limit int) []chunk.ID {
 	var out []chunk.ID
 	r.Scan(bDeletion, deletionKey(server, 0, 0), func(k, _ []byte) bool {

@@ -45,7 +45,11 @@ type ServerRecord struct {
 	UUID    []byte            // 16 bytes, made by the server
 	Address string            // host:port
 	Domain  map[string]string // zone, rack, host
+	// Draining: what it holds goes elsewhere, and nothing new comes.
+	Draining bool
 }
+
+const serverDraining = 1 // a bit of the flags at the end of the record, which are left out while none is set
 
 func (s *ServerRecord) encode() []byte {
 	b := append([]byte{formatVersion}, s.UUID...)
@@ -55,6 +59,9 @@ func (s *ServerRecord) encode() []byte {
 	for _, level := range slices.Sorted(maps.Keys(s.Domain)) {
 		b = append(append(b, byte(len(level))), level...)
 		b = append(append(b, byte(len(s.Domain[level]))), s.Domain[level]...)
+	}
+	if s.Draining {
+		b = append(b, serverDraining)
 	}
 	return b
 }
@@ -75,6 +82,11 @@ func decodeServer(id chunk.ServerID, v []byte) (*ServerRecord, error) {
 		}
 	} else {
 		d.bad = d.bad || n > 0
+	}
+	if !d.bad && len(d.b) > 0 {
+		flags := d.u8()
+		s.Draining = flags&serverDraining != 0
+		d.bad = flags != serverDraining
 	}
 	return s, d.end()
 }
@@ -123,14 +135,71 @@ func (x *tx) registerServer(op *pb.RegisterServer) (*pb.Result, error) {
 		s.ID = chunk.ServerID(binary.BigEndian.Uint32(v[1:]))
 	}
 	if op.Server != 0 && chunk.ServerID(op.Server) != s.ID {
-		return nil, fserr.New(syscall.EINVAL, "the server at %s says that it is number %d, but its uuid %x was given %d (0: none)", op.Address, op.Server, op.Uuid, s.ID)
+		return nil, fserr.New(syscall.EINVAL, "the server at %s says that it is number %d, but its uuid %x has %d (0: none, or it was removed from the cluster; then give it an empty data directory)", op.Address, op.Server, op.Uuid, s.ID)
 	}
 	if s.ID == 0 {
 		s.ID = chunk.ServerID(x.c.nextServer)
 		x.c.nextServer++
 		x.c.servers++
 		x.Put(bServerUUID, append([]byte(nil), op.Uuid...), binary.BigEndian.AppendUint32([]byte{formatVersion}, uint32(s.ID)))
+	} else {
+		old, err := getServer(x, s.ID)
+		if err != nil {
+			return nil, err
+		}
+		s.Draining = old != nil && old.Draining
 	}
 	x.Put(bServer, serverKey(s.ID), s.encode())
 	return &pb.Result{Server: uint32(s.ID), Cluster: append([]byte(nil), x.Get(bState, clusterKey)...)}, nil
+}
+
+// setServer changes what an operator may change about a server.
+func (x *tx) setServer(op *pb.SetServer) (*pb.Result, error) {
+	s, err := x.registered(op.Server)
+	if err != nil {
+		return nil, err
+	}
+	s.Draining = op.Draining
+	x.Put(bServer, serverKey(s.ID), s.encode())
+	return &pb.Result{Server: op.Server}, nil
+}
+
+// removeServer forgets a server that holds nothing. Its number is not used again.
+func (x *tx) removeServer(op *pb.RemoveServer) (*pb.Result, error) {
+	s, err := x.registered(op.Server)
+	if err != nil {
+		return nil, err
+	}
+	holds := false
+	Copies(x, s.ID, func(chunk.ID) bool { holds = true; return false })
+	if holds {
+		return nil, fserr.New(syscall.EBUSY, "chunk server %d still holds data", op.Server)
+	}
+	var keys [][]byte
+	x.Scan(bDeletion, deletionKey(s.ID, 0, 0), func(k, _ []byte) bool {
+		if len(k) != 20 || binary.BigEndian.Uint32(k) != op.Server {
+			return false
+		}
+		keys = append(keys, append([]byte(nil), k...))
+		return true
+	})
+	for _, k := range keys {
+		x.Delete(bDeletion, k)
+		x.Delete(bDeletionIndex, serverChunkKey(s.ID, chunk.ID(binary.BigEndian.Uint64(k[12:]))))
+	}
+	if err := x.subtract(&x.c.deletions, uint64(len(keys)), "deletions"); err != nil {
+		return nil, err
+	}
+	x.Delete(bServerUUID, s.UUID)
+	x.Delete(bServer, serverKey(s.ID))
+	return &pb.Result{Server: op.Server}, x.subtract(&x.c.servers, 1, "servers")
+}
+
+// registered returns a server that is to be changed: ENOENT when there is none.
+func (x *tx) registered(id uint32) (*ServerRecord, error) {
+	s, err := getServer(x, chunk.ServerID(id))
+	if err == nil && s == nil {
+		err = fserr.New(syscall.ENOENT, "there is no chunk server %d", id)
+	}
+	return s, err
 }

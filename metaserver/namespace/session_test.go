@@ -130,7 +130,7 @@ func TestSessions(t *testing.T) {
 	w.check()
 	for i, want := range []bool{true, false, false} {
 		c, ok := Chunk(w.s, chunk.ID(ids[i].Id))
-		if ok != want || ok && (c.Owner != 0 || c.Length != 50 || c.Live != 40 || len(c.Servers) != 2 || c.Targets != nil) {
+		if ok != want || ok && (c.Owner != 0 || c.Length != 50 || c.Live != 40 || len(holders(c)) != 2) {
 			t.Errorf("chunk %d after its session: %+v", i, c)
 		}
 	}

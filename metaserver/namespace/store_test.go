@@ -10,6 +10,7 @@ import (
 	"github.com/tidwall/btree"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/fserr"
 	"github.com/shoalfs/shoalfs/internal/posix"
 	"github.com/shoalfs/shoalfs/metaserver/kv"
@@ -257,7 +258,7 @@ func opSeal(c ...*pb.ChunkCommit) *pb.Op {
 	return &pb.Op{Op: &pb.Op_SealChunks{SealChunks: &pb.SealChunks{Chunks: c}}}
 }
 func opAlloc(count uint32, servers ...uint32) *pb.Op {
-	a := &pb.AllocChunks{Count: count, Layout: &pb.Layout{Replicas: 3, MinCopies: 2}}
+	a := &pb.AllocChunks{Count: count, Layout: chunk.Copies(3).Proto()}
 	for _, s := range servers {
 		a.Candidates = append(a.Candidates, &pb.Candidate{Server: s, Weight: 1 << 40, Domain: []string{"a", fmt.Sprint(s)}})
 	}

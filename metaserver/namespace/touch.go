@@ -39,6 +39,8 @@ func Touched(r kv.Reader, op *pb.Op) Touch {
 		t.add(op.RemoveXattr.Inode)
 	case *pb.Op_Commit:
 		t.add(op.Commit.Inode)
+	case *pb.Op_SetLayout:
+		t.add(op.SetLayout.Inode)
 	}
 	return t
 }

@@ -23,6 +23,462 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ManageServerRequest_Action int32
+
+const (
+	ManageServerRequest_NONE    ManageServerRequest_Action = 0
+	ManageServerRequest_DRAIN   ManageServerRequest_Action = 1
+	ManageServerRequest_UNDRAIN ManageServerRequest_Action = 2
+	ManageServerRequest_REMOVE  ManageServerRequest_Action = 3
+)
+
+// Enum value maps for ManageServerRequest_Action.
+var (
+	ManageServerRequest_Action_name = map[int32]string{
+		0: "NONE",
+		1: "DRAIN",
+		2: "UNDRAIN",
+		3: "REMOVE",
+	}
+	ManageServerRequest_Action_value = map[string]int32{
+		"NONE":    0,
+		"DRAIN":   1,
+		"UNDRAIN": 2,
+		"REMOVE":  3,
+	}
+)
+
+func (x ManageServerRequest_Action) Enum() *ManageServerRequest_Action {
+	p := new(ManageServerRequest_Action)
+	*p = x
+	return p
+}
+
+func (x ManageServerRequest_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ManageServerRequest_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_shoalpb_meta_proto_enumTypes[0].Descriptor()
+}
+
+func (ManageServerRequest_Action) Type() protoreflect.EnumType {
+	return &file_shoalpb_meta_proto_enumTypes[0]
+}
+
+func (x ManageServerRequest_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ManageServerRequest_Action.Descriptor instead.
+func (ManageServerRequest_Action) EnumDescriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{0, 0}
+}
+
+type ManageServerRequest struct {
+	state         protoimpl.MessageState     `protogen:"open.v1"`
+	Server        uint32                     `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	Action        ManageServerRequest_Action `protobuf:"varint,2,opt,name=action,proto3,enum=shoal.v1.ManageServerRequest_Action" json:"action,omitempty"`
+	Force         bool                       `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"` // REMOVE: though chunks cannot be read without it any more, or have too few shards left
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ManageServerRequest) Reset() {
+	*x = ManageServerRequest{}
+	mi := &file_shoalpb_meta_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ManageServerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ManageServerRequest) ProtoMessage() {}
+
+func (x *ManageServerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ManageServerRequest.ProtoReflect.Descriptor instead.
+func (*ManageServerRequest) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ManageServerRequest) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *ManageServerRequest) GetAction() ManageServerRequest_Action {
+	if x != nil {
+		return x.Action
+	}
+	return ManageServerRequest_NONE
+}
+
+func (x *ManageServerRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type ManageServerReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shards        uint64                 `protobuf:"varint,1,opt,name=shards,proto3" json:"shards,omitempty"` // that it holds still
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ManageServerReply) Reset() {
+	*x = ManageServerReply{}
+	mi := &file_shoalpb_meta_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ManageServerReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ManageServerReply) ProtoMessage() {}
+
+func (x *ManageServerReply) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ManageServerReply.ProtoReflect.Descriptor instead.
+func (*ManageServerReply) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ManageServerReply) GetShards() uint64 {
+	if x != nil {
+		return x.Shards
+	}
+	return 0
+}
+
+type ScrubRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         bool                   `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"` // a new pass
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubRequest) Reset() {
+	*x = ScrubRequest{}
+	mi := &file_shoalpb_meta_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubRequest) ProtoMessage() {}
+
+func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubRequest.ProtoReflect.Descriptor instead.
+func (*ScrubRequest) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ScrubRequest) GetStart() bool {
+	if x != nil {
+		return x.Start
+	}
+	return false
+}
+
+type ScrubReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pass          uint64                 `protobuf:"varint,1,opt,name=pass,proto3" json:"pass,omitempty"`
+	Servers       []*ServerScrub         `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubReply) Reset() {
+	*x = ScrubReply{}
+	mi := &file_shoalpb_meta_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubReply) ProtoMessage() {}
+
+func (x *ScrubReply) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubReply.ProtoReflect.Descriptor instead.
+func (*ScrubReply) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ScrubReply) GetPass() uint64 {
+	if x != nil {
+		return x.Pass
+	}
+	return 0
+}
+
+func (x *ScrubReply) GetServers() []*ServerScrub {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+type ServerScrub struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	Progress      *ScrubProgress         `protobuf:"bytes,2,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerScrub) Reset() {
+	*x = ServerScrub{}
+	mi := &file_shoalpb_meta_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerScrub) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerScrub) ProtoMessage() {}
+
+func (x *ServerScrub) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerScrub.ProtoReflect.Descriptor instead.
+func (*ServerScrub) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ServerScrub) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *ServerScrub) GetProgress() *ScrubProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+type FsckRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Repair        bool                   `protobuf:"varint,1,opt,name=repair,proto3" json:"repair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FsckRequest) Reset() {
+	*x = FsckRequest{}
+	mi := &file_shoalpb_meta_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FsckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FsckRequest) ProtoMessage() {}
+
+func (x *FsckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FsckRequest.ProtoReflect.Descriptor instead.
+func (*FsckRequest) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FsckRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+type FsckReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`  // what is being checked
+	Done          uint64                 `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`   // of that
+	Total         uint64                 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"` // 0: not known
+	Problems      []string               `protobuf:"bytes,4,rep,name=problems,proto3" json:"problems,omitempty"`
+	Repaired      []string               `protobuf:"bytes,5,rep,name=repaired,proto3" json:"repaired,omitempty"`
+	End           bool                   `protobuf:"varint,6,opt,name=end,proto3" json:"end,omitempty"` // the last message
+	Inodes        uint64                 `protobuf:"varint,7,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	Chunks        uint64                 `protobuf:"varint,8,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Shards        uint64                 `protobuf:"varint,9,opt,name=shards,proto3" json:"shards,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FsckReply) Reset() {
+	*x = FsckReply{}
+	mi := &file_shoalpb_meta_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FsckReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FsckReply) ProtoMessage() {}
+
+func (x *FsckReply) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FsckReply.ProtoReflect.Descriptor instead.
+func (*FsckReply) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *FsckReply) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *FsckReply) GetDone() uint64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *FsckReply) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *FsckReply) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *FsckReply) GetRepaired() []string {
+	if x != nil {
+		return x.Repaired
+	}
+	return nil
+}
+
+func (x *FsckReply) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
+}
+
+func (x *FsckReply) GetInodes() uint64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+func (x *FsckReply) GetChunks() uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *FsckReply) GetShards() uint64 {
+	if x != nil {
+		return x.Shards
+	}
+	return 0
+}
+
 type MutateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"fixed64,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -36,7 +492,7 @@ type MutateRequest struct {
 
 func (x *MutateRequest) Reset() {
 	*x = MutateRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[0]
+	mi := &file_shoalpb_meta_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -48,7 +504,7 @@ func (x *MutateRequest) String() string {
 func (*MutateRequest) ProtoMessage() {}
 
 func (x *MutateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[0]
+	mi := &file_shoalpb_meta_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -61,7 +517,7 @@ func (x *MutateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MutateRequest.ProtoReflect.Descriptor instead.
 func (*MutateRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{0}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MutateRequest) GetSession() uint64 {
@@ -117,10 +573,16 @@ type Op struct {
 	//	*Op_ReleaseInodes
 	//	*Op_OpenSession
 	//	*Op_CloseSession
+	//	*Op_SetLayout
 	//	*Op_ExpireSessions
 	//	*Op_InitCluster
 	//	*Op_RegisterServer
 	//	*Op_FinishDeletions
+	//	*Op_StartMoves
+	//	*Op_FinishMoves
+	//	*Op_LoseShards
+	//	*Op_SetServer
+	//	*Op_RemoveServer
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -128,7 +590,7 @@ type Op struct {
 
 func (x *Op) Reset() {
 	*x = Op{}
-	mi := &file_shoalpb_meta_proto_msgTypes[1]
+	mi := &file_shoalpb_meta_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -140,7 +602,7 @@ func (x *Op) String() string {
 func (*Op) ProtoMessage() {}
 
 func (x *Op) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[1]
+	mi := &file_shoalpb_meta_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -153,7 +615,7 @@ func (x *Op) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Op.ProtoReflect.Descriptor instead.
 func (*Op) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{1}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Op) GetOp() isOp_Op {
@@ -280,6 +742,15 @@ func (x *Op) GetCloseSession() *CloseSession {
 	return nil
 }
 
+func (x *Op) GetSetLayout() *SetLayout {
+	if x != nil {
+		if x, ok := x.Op.(*Op_SetLayout); ok {
+			return x.SetLayout
+		}
+	}
+	return nil
+}
+
 func (x *Op) GetExpireSessions() *ExpireSessions {
 	if x != nil {
 		if x, ok := x.Op.(*Op_ExpireSessions); ok {
@@ -311,6 +782,51 @@ func (x *Op) GetFinishDeletions() *FinishDeletions {
 	if x != nil {
 		if x, ok := x.Op.(*Op_FinishDeletions); ok {
 			return x.FinishDeletions
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetStartMoves() *StartMoves {
+	if x != nil {
+		if x, ok := x.Op.(*Op_StartMoves); ok {
+			return x.StartMoves
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetFinishMoves() *FinishMoves {
+	if x != nil {
+		if x, ok := x.Op.(*Op_FinishMoves); ok {
+			return x.FinishMoves
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetLoseShards() *LoseShards {
+	if x != nil {
+		if x, ok := x.Op.(*Op_LoseShards); ok {
+			return x.LoseShards
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetSetServer() *SetServer {
+	if x != nil {
+		if x, ok := x.Op.(*Op_SetServer); ok {
+			return x.SetServer
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetRemoveServer() *RemoveServer {
+	if x != nil {
+		if x, ok := x.Op.(*Op_RemoveServer); ok {
+			return x.RemoveServer
 		}
 	}
 	return nil
@@ -372,6 +888,10 @@ type Op_CloseSession struct {
 	CloseSession *CloseSession `protobuf:"bytes,13,opt,name=close_session,json=closeSession,proto3,oneof"`
 }
 
+type Op_SetLayout struct {
+	SetLayout *SetLayout `protobuf:"bytes,14,opt,name=set_layout,json=setLayout,proto3,oneof"`
+}
+
 type Op_ExpireSessions struct {
 	// From the leader itself, never from a client:
 	ExpireSessions *ExpireSessions `protobuf:"bytes,20,opt,name=expire_sessions,json=expireSessions,proto3,oneof"`
@@ -387,6 +907,26 @@ type Op_RegisterServer struct {
 
 type Op_FinishDeletions struct {
 	FinishDeletions *FinishDeletions `protobuf:"bytes,23,opt,name=finish_deletions,json=finishDeletions,proto3,oneof"`
+}
+
+type Op_StartMoves struct {
+	StartMoves *StartMoves `protobuf:"bytes,24,opt,name=start_moves,json=startMoves,proto3,oneof"`
+}
+
+type Op_FinishMoves struct {
+	FinishMoves *FinishMoves `protobuf:"bytes,25,opt,name=finish_moves,json=finishMoves,proto3,oneof"`
+}
+
+type Op_LoseShards struct {
+	LoseShards *LoseShards `protobuf:"bytes,26,opt,name=lose_shards,json=loseShards,proto3,oneof"`
+}
+
+type Op_SetServer struct {
+	SetServer *SetServer `protobuf:"bytes,27,opt,name=set_server,json=setServer,proto3,oneof"`
+}
+
+type Op_RemoveServer struct {
+	RemoveServer *RemoveServer `protobuf:"bytes,28,opt,name=remove_server,json=removeServer,proto3,oneof"`
 }
 
 func (*Op_MakeNode) isOp_Op() {}
@@ -415,6 +955,8 @@ func (*Op_OpenSession) isOp_Op() {}
 
 func (*Op_CloseSession) isOp_Op() {}
 
+func (*Op_SetLayout) isOp_Op() {}
+
 func (*Op_ExpireSessions) isOp_Op() {}
 
 func (*Op_InitCluster) isOp_Op() {}
@@ -422,6 +964,16 @@ func (*Op_InitCluster) isOp_Op() {}
 func (*Op_RegisterServer) isOp_Op() {}
 
 func (*Op_FinishDeletions) isOp_Op() {}
+
+func (*Op_StartMoves) isOp_Op() {}
+
+func (*Op_FinishMoves) isOp_Op() {}
+
+func (*Op_LoseShards) isOp_Op() {}
+
+func (*Op_SetServer) isOp_Op() {}
+
+func (*Op_RemoveServer) isOp_Op() {}
 
 // Command is an entry of the raft log.
 type Command struct {
@@ -440,7 +992,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_shoalpb_meta_proto_msgTypes[2]
+	mi := &file_shoalpb_meta_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -452,7 +1004,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[2]
+	mi := &file_shoalpb_meta_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -465,7 +1017,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{2}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Command) GetVersion() uint32 {
@@ -543,14 +1095,15 @@ type Result struct {
 	Cluster  []byte                 `protobuf:"bytes,14,opt,name=cluster,proto3" json:"cluster,omitempty"`    // InitCluster, RegisterServer, OpenSession: the cluster's id, 16 bytes
 	// attr, parent, parent2 and replaced may be cached under the session's lease, and of a directory among them the names
 	// that the operation put or took; a directory just made is known to be empty. Set by the leader, never recorded.
-	Leased        bool `protobuf:"varint,15,opt,name=leased,proto3" json:"leased,omitempty"`
+	Leased        bool    `protobuf:"varint,15,opt,name=leased,proto3" json:"leased,omitempty"`
+	Moves         []*Move `protobuf:"bytes,16,rep,name=moves,proto3" json:"moves,omitempty"` // StartMoves
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_shoalpb_meta_proto_msgTypes[3]
+	mi := &file_shoalpb_meta_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +1115,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[3]
+	mi := &file_shoalpb_meta_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +1128,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{3}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Result) GetErrno() uint32 {
@@ -683,6 +1236,13 @@ func (x *Result) GetLeased() bool {
 	return false
 }
 
+func (x *Result) GetMoves() []*Move {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
 // MakeNode makes a file, directory, symlink, FIFO, socket or device node. EEXIST where the name is taken, unless
 // `exclusive` is false and both are regular files.
 type MakeNode struct {
@@ -699,7 +1259,7 @@ type MakeNode struct {
 
 func (x *MakeNode) Reset() {
 	*x = MakeNode{}
-	mi := &file_shoalpb_meta_proto_msgTypes[4]
+	mi := &file_shoalpb_meta_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +1271,7 @@ func (x *MakeNode) String() string {
 func (*MakeNode) ProtoMessage() {}
 
 func (x *MakeNode) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[4]
+	mi := &file_shoalpb_meta_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +1284,7 @@ func (x *MakeNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeNode.ProtoReflect.Descriptor instead.
 func (*MakeNode) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{4}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MakeNode) GetParent() uint64 {
@@ -780,7 +1340,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_shoalpb_meta_proto_msgTypes[5]
+	mi := &file_shoalpb_meta_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +1352,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[5]
+	mi := &file_shoalpb_meta_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +1365,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{5}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Link) GetInode() uint64 {
@@ -844,7 +1404,7 @@ type Unlink struct {
 
 func (x *Unlink) Reset() {
 	*x = Unlink{}
-	mi := &file_shoalpb_meta_proto_msgTypes[6]
+	mi := &file_shoalpb_meta_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +1416,7 @@ func (x *Unlink) String() string {
 func (*Unlink) ProtoMessage() {}
 
 func (x *Unlink) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[6]
+	mi := &file_shoalpb_meta_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +1429,7 @@ func (x *Unlink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unlink.ProtoReflect.Descriptor instead.
 func (*Unlink) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{6}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Unlink) GetParent() uint64 {
@@ -940,7 +1500,7 @@ type Rename struct {
 
 func (x *Rename) Reset() {
 	*x = Rename{}
-	mi := &file_shoalpb_meta_proto_msgTypes[7]
+	mi := &file_shoalpb_meta_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1512,7 @@ func (x *Rename) String() string {
 func (*Rename) ProtoMessage() {}
 
 func (x *Rename) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[7]
+	mi := &file_shoalpb_meta_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1525,7 @@ func (x *Rename) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rename.ProtoReflect.Descriptor instead.
 func (*Rename) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{7}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Rename) GetParent() uint64 {
@@ -1063,7 +1623,7 @@ type SetAttr struct {
 
 func (x *SetAttr) Reset() {
 	*x = SetAttr{}
-	mi := &file_shoalpb_meta_proto_msgTypes[8]
+	mi := &file_shoalpb_meta_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1635,7 @@ func (x *SetAttr) String() string {
 func (*SetAttr) ProtoMessage() {}
 
 func (x *SetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[8]
+	mi := &file_shoalpb_meta_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1648,7 @@ func (x *SetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttr.ProtoReflect.Descriptor instead.
 func (*SetAttr) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{8}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetAttr) GetInode() uint64 {
@@ -1174,7 +1734,7 @@ type SetXattr struct {
 
 func (x *SetXattr) Reset() {
 	*x = SetXattr{}
-	mi := &file_shoalpb_meta_proto_msgTypes[9]
+	mi := &file_shoalpb_meta_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1746,7 @@ func (x *SetXattr) String() string {
 func (*SetXattr) ProtoMessage() {}
 
 func (x *SetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[9]
+	mi := &file_shoalpb_meta_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1759,7 @@ func (x *SetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattr.ProtoReflect.Descriptor instead.
 func (*SetXattr) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{9}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetXattr) GetInode() uint64 {
@@ -1247,7 +1807,7 @@ type RemoveXattr struct {
 
 func (x *RemoveXattr) Reset() {
 	*x = RemoveXattr{}
-	mi := &file_shoalpb_meta_proto_msgTypes[10]
+	mi := &file_shoalpb_meta_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1819,7 @@ func (x *RemoveXattr) String() string {
 func (*RemoveXattr) ProtoMessage() {}
 
 func (x *RemoveXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[10]
+	mi := &file_shoalpb_meta_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1832,7 @@ func (x *RemoveXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveXattr.ProtoReflect.Descriptor instead.
 func (*RemoveXattr) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{10}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RemoveXattr) GetInode() uint64 {
@@ -1307,7 +1867,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_shoalpb_meta_proto_msgTypes[11]
+	mi := &file_shoalpb_meta_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1879,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[11]
+	mi := &file_shoalpb_meta_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1892,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{11}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Commit) GetInode() uint64 {
@@ -1384,12 +1944,13 @@ func (x *Commit) GetKillPrivileges() bool {
 	return false
 }
 
-// ChunkCommit says that `servers` hold the chunk up to `length`. When that is more than was committed, they replace the ones
-// recorded before; when it is as much, they are added; when it is less (a commit of another file came first), they are ignored.
+// ChunkCommit says that `servers` hold their shards of the chunk up to `length`. When that is more than was committed, they
+// replace the ones recorded before; when it is as much, they are added; when it is less (a commit of another file came first),
+// they are ignored.
 type ChunkCommit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunk         uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
-	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"` // bytes
+	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"` // bytes; a multiple of data * cell where the layout has cells
 	Servers       []uint32               `protobuf:"varint,3,rep,packed,name=servers,proto3" json:"servers,omitempty"`
 	Seal          bool                   `protobuf:"varint,4,opt,name=seal,proto3" json:"seal,omitempty"` // no more will be appended; the session gives the chunk up
 	unknownFields protoimpl.UnknownFields
@@ -1398,7 +1959,7 @@ type ChunkCommit struct {
 
 func (x *ChunkCommit) Reset() {
 	*x = ChunkCommit{}
-	mi := &file_shoalpb_meta_proto_msgTypes[12]
+	mi := &file_shoalpb_meta_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +1971,7 @@ func (x *ChunkCommit) String() string {
 func (*ChunkCommit) ProtoMessage() {}
 
 func (x *ChunkCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[12]
+	mi := &file_shoalpb_meta_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +1984,7 @@ func (x *ChunkCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkCommit.ProtoReflect.Descriptor instead.
 func (*ChunkCommit) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{12}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ChunkCommit) GetChunk() uint64 {
@@ -1454,21 +2015,21 @@ func (x *ChunkCommit) GetSeal() bool {
 	return false
 }
 
-// AllocChunks takes new chunk ids, each with the servers that it goes to.
+// AllocChunks takes new chunk ids, each with the servers that it goes to. EAGAIN: too few servers are fit to be written to.
 type AllocChunks struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Count         uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`           // 1 to 256
-	Inode         uint64                 `protobuf:"fixed64,2,opt,name=inode,proto3" json:"inode,omitempty"`          // whose policy holds; 0: the root's
 	Avoid         []uint32               `protobuf:"varint,3,rep,packed,name=avoid,proto3" json:"avoid,omitempty"`    // servers that lately failed this client
+	Want          *Layout                `protobuf:"bytes,4,opt,name=want,proto3" json:"want,omitempty"`              // absent: the cluster's default
 	Candidates    []*Candidate           `protobuf:"bytes,10,rep,name=candidates,proto3" json:"candidates,omitempty"` // leader: servers that may be chosen
-	Layout        *Layout                `protobuf:"bytes,11,opt,name=layout,proto3" json:"layout,omitempty"`         // leader
+	Layout        *Layout                `protobuf:"bytes,11,opt,name=layout,proto3" json:"layout,omitempty"`         // leader: of `want`, what the cluster can do now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AllocChunks) Reset() {
 	*x = AllocChunks{}
-	mi := &file_shoalpb_meta_proto_msgTypes[13]
+	mi := &file_shoalpb_meta_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +2041,7 @@ func (x *AllocChunks) String() string {
 func (*AllocChunks) ProtoMessage() {}
 
 func (x *AllocChunks) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[13]
+	mi := &file_shoalpb_meta_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +2054,7 @@ func (x *AllocChunks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocChunks.ProtoReflect.Descriptor instead.
 func (*AllocChunks) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{13}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AllocChunks) GetCount() uint32 {
@@ -1503,16 +2064,16 @@ func (x *AllocChunks) GetCount() uint32 {
 	return 0
 }
 
-func (x *AllocChunks) GetInode() uint64 {
-	if x != nil {
-		return x.Inode
-	}
-	return 0
-}
-
 func (x *AllocChunks) GetAvoid() []uint32 {
 	if x != nil {
 		return x.Avoid
+	}
+	return nil
+}
+
+func (x *AllocChunks) GetWant() *Layout {
+	if x != nil {
+		return x.Want
 	}
 	return nil
 }
@@ -1542,7 +2103,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_shoalpb_meta_proto_msgTypes[14]
+	mi := &file_shoalpb_meta_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +2115,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[14]
+	mi := &file_shoalpb_meta_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +2128,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{14}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Candidate) GetServer() uint32 {
@@ -1602,7 +2163,7 @@ type AllocatedChunk struct {
 
 func (x *AllocatedChunk) Reset() {
 	*x = AllocatedChunk{}
-	mi := &file_shoalpb_meta_proto_msgTypes[15]
+	mi := &file_shoalpb_meta_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +2175,7 @@ func (x *AllocatedChunk) String() string {
 func (*AllocatedChunk) ProtoMessage() {}
 
 func (x *AllocatedChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[15]
+	mi := &file_shoalpb_meta_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +2188,7 @@ func (x *AllocatedChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocatedChunk.ProtoReflect.Descriptor instead.
 func (*AllocatedChunk) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{15}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AllocatedChunk) GetId() uint64 {
@@ -1661,7 +2222,7 @@ type SealChunks struct {
 
 func (x *SealChunks) Reset() {
 	*x = SealChunks{}
-	mi := &file_shoalpb_meta_proto_msgTypes[16]
+	mi := &file_shoalpb_meta_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +2234,7 @@ func (x *SealChunks) String() string {
 func (*SealChunks) ProtoMessage() {}
 
 func (x *SealChunks) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[16]
+	mi := &file_shoalpb_meta_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +2247,7 @@ func (x *SealChunks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealChunks.ProtoReflect.Descriptor instead.
 func (*SealChunks) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{16}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SealChunks) GetChunks() []*ChunkCommit {
@@ -1706,7 +2267,7 @@ type ReleaseInodes struct {
 
 func (x *ReleaseInodes) Reset() {
 	*x = ReleaseInodes{}
-	mi := &file_shoalpb_meta_proto_msgTypes[17]
+	mi := &file_shoalpb_meta_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +2279,7 @@ func (x *ReleaseInodes) String() string {
 func (*ReleaseInodes) ProtoMessage() {}
 
 func (x *ReleaseInodes) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[17]
+	mi := &file_shoalpb_meta_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +2292,7 @@ func (x *ReleaseInodes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseInodes.ProtoReflect.Descriptor instead.
 func (*ReleaseInodes) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{17}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReleaseInodes) GetInodes() []uint64 {
@@ -1751,7 +2312,7 @@ type OpenSession struct {
 
 func (x *OpenSession) Reset() {
 	*x = OpenSession{}
-	mi := &file_shoalpb_meta_proto_msgTypes[18]
+	mi := &file_shoalpb_meta_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +2324,7 @@ func (x *OpenSession) String() string {
 func (*OpenSession) ProtoMessage() {}
 
 func (x *OpenSession) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[18]
+	mi := &file_shoalpb_meta_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +2337,7 @@ func (x *OpenSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
 func (*OpenSession) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{18}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OpenSession) GetClient() string {
@@ -1801,7 +2362,7 @@ type CloseSession struct {
 
 func (x *CloseSession) Reset() {
 	*x = CloseSession{}
-	mi := &file_shoalpb_meta_proto_msgTypes[19]
+	mi := &file_shoalpb_meta_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +2374,7 @@ func (x *CloseSession) String() string {
 func (*CloseSession) ProtoMessage() {}
 
 func (x *CloseSession) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[19]
+	mi := &file_shoalpb_meta_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +2387,7 @@ func (x *CloseSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSession.ProtoReflect.Descriptor instead.
 func (*CloseSession) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{19}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{26}
 }
 
 type ExpireSessions struct {
@@ -1838,7 +2399,7 @@ type ExpireSessions struct {
 
 func (x *ExpireSessions) Reset() {
 	*x = ExpireSessions{}
-	mi := &file_shoalpb_meta_proto_msgTypes[20]
+	mi := &file_shoalpb_meta_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +2411,7 @@ func (x *ExpireSessions) String() string {
 func (*ExpireSessions) ProtoMessage() {}
 
 func (x *ExpireSessions) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[20]
+	mi := &file_shoalpb_meta_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +2424,7 @@ func (x *ExpireSessions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireSessions.ProtoReflect.Descriptor instead.
 func (*ExpireSessions) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{20}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExpireSessions) GetSessions() []uint64 {
@@ -1885,7 +2446,7 @@ type InitCluster struct {
 
 func (x *InitCluster) Reset() {
 	*x = InitCluster{}
-	mi := &file_shoalpb_meta_proto_msgTypes[21]
+	mi := &file_shoalpb_meta_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +2458,7 @@ func (x *InitCluster) String() string {
 func (*InitCluster) ProtoMessage() {}
 
 func (x *InitCluster) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[21]
+	mi := &file_shoalpb_meta_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2471,7 @@ func (x *InitCluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitCluster.ProtoReflect.Descriptor instead.
 func (*InitCluster) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{21}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *InitCluster) GetCluster() []byte {
@@ -1953,7 +2514,7 @@ type RegisterServer struct {
 
 func (x *RegisterServer) Reset() {
 	*x = RegisterServer{}
-	mi := &file_shoalpb_meta_proto_msgTypes[22]
+	mi := &file_shoalpb_meta_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2526,7 @@ func (x *RegisterServer) String() string {
 func (*RegisterServer) ProtoMessage() {}
 
 func (x *RegisterServer) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[22]
+	mi := &file_shoalpb_meta_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2539,7 @@ func (x *RegisterServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterServer.ProtoReflect.Descriptor instead.
 func (*RegisterServer) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{22}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RegisterServer) GetUuid() []byte {
@@ -2012,14 +2573,14 @@ func (x *RegisterServer) GetDomain() map[string]string {
 type FinishDeletions struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
-	Chunks        []uint64               `protobuf:"fixed64,2,rep,packed,name=chunks,proto3" json:"chunks,omitempty"`
+	Chunks        []uint64               `protobuf:"fixed64,2,rep,packed,name=chunks,proto3" json:"chunks,omitempty"` // stored ids
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FinishDeletions) Reset() {
 	*x = FinishDeletions{}
-	mi := &file_shoalpb_meta_proto_msgTypes[23]
+	mi := &file_shoalpb_meta_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2592,7 @@ func (x *FinishDeletions) String() string {
 func (*FinishDeletions) ProtoMessage() {}
 
 func (x *FinishDeletions) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[23]
+	mi := &file_shoalpb_meta_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2605,7 @@ func (x *FinishDeletions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishDeletions.ProtoReflect.Descriptor instead.
 func (*FinishDeletions) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{23}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FinishDeletions) GetServer() uint32 {
@@ -2059,6 +2620,380 @@ func (x *FinishDeletions) GetChunks() []uint64 {
 		return x.Chunks
 	}
 	return nil
+}
+
+// SetLayout sets how new data is stored: of a file, or of what is made in a directory from now on.
+type SetLayout struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Inode         uint64                 `protobuf:"fixed64,1,opt,name=inode,proto3" json:"inode,omitempty"`
+	Layout        *Layout                `protobuf:"bytes,2,opt,name=layout,proto3" json:"layout,omitempty"` // absent: the cluster's default again
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLayout) Reset() {
+	*x = SetLayout{}
+	mi := &file_shoalpb_meta_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLayout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLayout) ProtoMessage() {}
+
+func (x *SetLayout) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLayout.ProtoReflect.Descriptor instead.
+func (*SetLayout) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SetLayout) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *SetLayout) GetLayout() *Layout {
+	if x != nil {
+		return x.Layout
+	}
+	return nil
+}
+
+// Move says that a server is to get a shard of a sealed chunk, made from what other servers hold.
+type Move struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Shard         uint32                 `protobuf:"varint,2,opt,name=shard,proto3" json:"shard,omitempty"` // its number
+	Server        uint32                 `protobuf:"varint,3,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_shoalpb_meta_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Move) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *Move) GetShard() uint32 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *Move) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+// StartMoves records that shards are being made. A chunk that is being written is sealed at its committed length first. A
+// move that the state does not allow (any more) is left out; Result.moves are those that were started.
+type StartMoves struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Moves         []*Move                `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartMoves) Reset() {
+	*x = StartMoves{}
+	mi := &file_shoalpb_meta_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartMoves) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartMoves) ProtoMessage() {}
+
+func (x *StartMoves) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartMoves.ProtoReflect.Descriptor instead.
+func (*StartMoves) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *StartMoves) GetMoves() []*Move {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+// FinishMoves ends moves. One that was done puts the new server in the place of the one that had the shard, whose copy is
+// garbage from then on; else what the new server has of it is garbage.
+type FinishMoves struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Done          []*Move                `protobuf:"bytes,1,rep,name=done,proto3" json:"done,omitempty"`
+	Failed        []*Move                `protobuf:"bytes,2,rep,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishMoves) Reset() {
+	*x = FinishMoves{}
+	mi := &file_shoalpb_meta_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishMoves) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishMoves) ProtoMessage() {}
+
+func (x *FinishMoves) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishMoves.ProtoReflect.Descriptor instead.
+func (*FinishMoves) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *FinishMoves) GetDone() []*Move {
+	if x != nil {
+		return x.Done
+	}
+	return nil
+}
+
+func (x *FinishMoves) GetFailed() []*Move {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
+// LoseShards records that what a server holds under these stored ids is damaged or missing. It stays where it is until the
+// shard was made anew. What a chunk could not be read without stays as it is.
+type LoseShards struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	Stored        []uint64               `protobuf:"fixed64,2,rep,packed,name=stored,proto3" json:"stored,omitempty"`
+	Gone          bool                   `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"` // the server will not come back: they are nowhere
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoseShards) Reset() {
+	*x = LoseShards{}
+	mi := &file_shoalpb_meta_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoseShards) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoseShards) ProtoMessage() {}
+
+func (x *LoseShards) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoseShards.ProtoReflect.Descriptor instead.
+func (*LoseShards) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *LoseShards) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *LoseShards) GetStored() []uint64 {
+	if x != nil {
+		return x.Stored
+	}
+	return nil
+}
+
+func (x *LoseShards) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+// SetServer changes what an operator may change about a chunk server.
+type SetServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	Draining      bool                   `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetServer) Reset() {
+	*x = SetServer{}
+	mi := &file_shoalpb_meta_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetServer) ProtoMessage() {}
+
+func (x *SetServer) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetServer.ProtoReflect.Descriptor instead.
+func (*SetServer) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *SetServer) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *SetServer) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+// RemoveServer forgets a chunk server that holds nothing. EBUSY: it holds something.
+type RemoveServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveServer) Reset() {
+	*x = RemoveServer{}
+	mi := &file_shoalpb_meta_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveServer) ProtoMessage() {}
+
+func (x *RemoveServer) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveServer.ProtoReflect.Descriptor instead.
+func (*RemoveServer) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *RemoveServer) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
 }
 
 // SessionPing: the first one names the session and all inodes that the client has open. The client must have dropped
@@ -2077,7 +3012,7 @@ type SessionPing struct {
 
 func (x *SessionPing) Reset() {
 	*x = SessionPing{}
-	mi := &file_shoalpb_meta_proto_msgTypes[24]
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +3024,7 @@ func (x *SessionPing) String() string {
 func (*SessionPing) ProtoMessage() {}
 
 func (x *SessionPing) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[24]
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +3037,7 @@ func (x *SessionPing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPing.ProtoReflect.Descriptor instead.
 func (*SessionPing) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{24}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SessionPing) GetSession() uint64 {
@@ -2150,7 +3085,7 @@ type RevokeAck struct {
 
 func (x *RevokeAck) Reset() {
 	*x = RevokeAck{}
-	mi := &file_shoalpb_meta_proto_msgTypes[25]
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +3097,7 @@ func (x *RevokeAck) String() string {
 func (*RevokeAck) ProtoMessage() {}
 
 func (x *RevokeAck) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[25]
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +3110,7 @@ func (x *RevokeAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAck.ProtoReflect.Descriptor instead.
 func (*RevokeAck) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{25}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RevokeAck) GetRevoke() uint64 {
@@ -2206,7 +3141,7 @@ type SessionPush struct {
 
 func (x *SessionPush) Reset() {
 	*x = SessionPush{}
-	mi := &file_shoalpb_meta_proto_msgTypes[26]
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +3153,7 @@ func (x *SessionPush) String() string {
 func (*SessionPush) ProtoMessage() {}
 
 func (x *SessionPush) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[26]
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +3166,7 @@ func (x *SessionPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPush.ProtoReflect.Descriptor instead.
 func (*SessionPush) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{26}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SessionPush) GetPong() uint64 {
@@ -2286,7 +3221,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_shoalpb_meta_proto_msgTypes[27]
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2298,7 +3233,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[27]
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2311,7 +3246,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{27}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Revoke) GetId() uint64 {
@@ -2338,7 +3273,7 @@ type ReadContext struct {
 
 func (x *ReadContext) Reset() {
 	*x = ReadContext{}
-	mi := &file_shoalpb_meta_proto_msgTypes[28]
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2350,7 +3285,7 @@ func (x *ReadContext) String() string {
 func (*ReadContext) ProtoMessage() {}
 
 func (x *ReadContext) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[28]
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2363,7 +3298,7 @@ func (x *ReadContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContext.ProtoReflect.Descriptor instead.
 func (*ReadContext) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{28}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReadContext) GetSession() uint64 {
@@ -2391,7 +3326,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[29]
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2403,7 +3338,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[29]
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2416,7 +3351,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{29}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *LookupRequest) GetCtx() *ReadContext {
@@ -2453,7 +3388,7 @@ type LookupReply struct {
 
 func (x *LookupReply) Reset() {
 	*x = LookupReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[30]
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +3400,7 @@ func (x *LookupReply) String() string {
 func (*LookupReply) ProtoMessage() {}
 
 func (x *LookupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[30]
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +3413,7 @@ func (x *LookupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupReply.ProtoReflect.Descriptor instead.
 func (*LookupReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{30}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *LookupReply) GetAttr() *Attr {
@@ -2526,7 +3461,7 @@ type GetAttrRequest struct {
 
 func (x *GetAttrRequest) Reset() {
 	*x = GetAttrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[31]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2538,7 +3473,7 @@ func (x *GetAttrRequest) String() string {
 func (*GetAttrRequest) ProtoMessage() {}
 
 func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[31]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2551,7 +3486,7 @@ func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrRequest.ProtoReflect.Descriptor instead.
 func (*GetAttrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{31}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetAttrRequest) GetCtx() *ReadContext {
@@ -2579,7 +3514,7 @@ type GetAttrReply struct {
 
 func (x *GetAttrReply) Reset() {
 	*x = GetAttrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[32]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +3526,7 @@ func (x *GetAttrReply) String() string {
 func (*GetAttrReply) ProtoMessage() {}
 
 func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[32]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +3539,7 @@ func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrReply.ProtoReflect.Descriptor instead.
 func (*GetAttrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{32}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetAttrReply) GetAttr() *Attr {
@@ -2639,7 +3574,7 @@ type OpenRequest struct {
 
 func (x *OpenRequest) Reset() {
 	*x = OpenRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[33]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +3586,7 @@ func (x *OpenRequest) String() string {
 func (*OpenRequest) ProtoMessage() {}
 
 func (x *OpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[33]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +3599,7 @@ func (x *OpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
 func (*OpenRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{33}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *OpenRequest) GetCtx() *ReadContext {
@@ -2700,7 +3635,7 @@ type ExtentsRequest struct {
 
 func (x *ExtentsRequest) Reset() {
 	*x = ExtentsRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[34]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2712,7 +3647,7 @@ func (x *ExtentsRequest) String() string {
 func (*ExtentsRequest) ProtoMessage() {}
 
 func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[34]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2725,7 +3660,7 @@ func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsRequest.ProtoReflect.Descriptor instead.
 func (*ExtentsRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{34}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ExtentsRequest) GetCtx() *ReadContext {
@@ -2771,7 +3706,7 @@ type ExtentsReply struct {
 
 func (x *ExtentsReply) Reset() {
 	*x = ExtentsReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[35]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2783,7 +3718,7 @@ func (x *ExtentsReply) String() string {
 func (*ExtentsReply) ProtoMessage() {}
 
 func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[35]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2796,7 +3731,7 @@ func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsReply.ProtoReflect.Descriptor instead.
 func (*ExtentsReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{35}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ExtentsReply) GetAttr() *Attr {
@@ -2860,7 +3795,7 @@ type ReadDirRequest struct {
 
 func (x *ReadDirRequest) Reset() {
 	*x = ReadDirRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[36]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +3807,7 @@ func (x *ReadDirRequest) String() string {
 func (*ReadDirRequest) ProtoMessage() {}
 
 func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[36]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +3820,7 @@ func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirRequest.ProtoReflect.Descriptor instead.
 func (*ReadDirRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{36}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ReadDirRequest) GetCtx() *ReadContext {
@@ -2929,7 +3864,7 @@ type ReadDirReply struct {
 
 func (x *ReadDirReply) Reset() {
 	*x = ReadDirReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[37]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3876,7 @@ func (x *ReadDirReply) String() string {
 func (*ReadDirReply) ProtoMessage() {}
 
 func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[37]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3889,7 @@ func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirReply.ProtoReflect.Descriptor instead.
 func (*ReadDirReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{37}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ReadDirReply) GetEntries() []*Dirent {
@@ -3003,7 +3938,7 @@ type Dirent struct {
 
 func (x *Dirent) Reset() {
 	*x = Dirent{}
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3015,7 +3950,7 @@ func (x *Dirent) String() string {
 func (*Dirent) ProtoMessage() {}
 
 func (x *Dirent) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3028,7 +3963,7 @@ func (x *Dirent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dirent.ProtoReflect.Descriptor instead.
 func (*Dirent) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Dirent) GetName() []byte {
@@ -3063,7 +3998,7 @@ type GetXattrRequest struct {
 
 func (x *GetXattrRequest) Reset() {
 	*x = GetXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +4010,7 @@ func (x *GetXattrRequest) String() string {
 func (*GetXattrRequest) ProtoMessage() {}
 
 func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +4023,7 @@ func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrRequest.ProtoReflect.Descriptor instead.
 func (*GetXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetXattrRequest) GetCtx() *ReadContext {
@@ -3121,7 +4056,7 @@ type GetXattrReply struct {
 
 func (x *GetXattrReply) Reset() {
 	*x = GetXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3133,7 +4068,7 @@ func (x *GetXattrReply) String() string {
 func (*GetXattrReply) ProtoMessage() {}
 
 func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3146,7 +4081,7 @@ func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrReply.ProtoReflect.Descriptor instead.
 func (*GetXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GetXattrReply) GetValue() []byte {
@@ -3166,7 +4101,7 @@ type ListXattrRequest struct {
 
 func (x *ListXattrRequest) Reset() {
 	*x = ListXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3178,7 +4113,7 @@ func (x *ListXattrRequest) String() string {
 func (*ListXattrRequest) ProtoMessage() {}
 
 func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3191,7 +4126,7 @@ func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrRequest.ProtoReflect.Descriptor instead.
 func (*ListXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListXattrRequest) GetCtx() *ReadContext {
@@ -3217,7 +4152,7 @@ type ListXattrReply struct {
 
 func (x *ListXattrReply) Reset() {
 	*x = ListXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3229,7 +4164,7 @@ func (x *ListXattrReply) String() string {
 func (*ListXattrReply) ProtoMessage() {}
 
 func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3242,7 +4177,7 @@ func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrReply.ProtoReflect.Descriptor instead.
 func (*ListXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListXattrReply) GetNames() []string {
@@ -3260,7 +4195,7 @@ type StatFSRequest struct {
 
 func (x *StatFSRequest) Reset() {
 	*x = StatFSRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3272,7 +4207,7 @@ func (x *StatFSRequest) String() string {
 func (*StatFSRequest) ProtoMessage() {}
 
 func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3285,7 +4220,7 @@ func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSRequest.ProtoReflect.Descriptor instead.
 func (*StatFSRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 type StatFSReply struct {
@@ -3301,7 +4236,7 @@ type StatFSReply struct {
 
 func (x *StatFSReply) Reset() {
 	*x = StatFSReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3313,7 +4248,7 @@ func (x *StatFSReply) String() string {
 func (*StatFSReply) ProtoMessage() {}
 
 func (x *StatFSReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3326,7 +4261,7 @@ func (x *StatFSReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSReply.ProtoReflect.Descriptor instead.
 func (*StatFSReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *StatFSReply) GetCapacity() uint64 {
@@ -3372,7 +4307,7 @@ type ServersRequest struct {
 
 func (x *ServersRequest) Reset() {
 	*x = ServersRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3384,7 +4319,7 @@ func (x *ServersRequest) String() string {
 func (*ServersRequest) ProtoMessage() {}
 
 func (x *ServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3397,7 +4332,7 @@ func (x *ServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersRequest.ProtoReflect.Descriptor instead.
 func (*ServersRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 type ServersReply struct {
@@ -3409,7 +4344,7 @@ type ServersReply struct {
 
 func (x *ServersReply) Reset() {
 	*x = ServersReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3421,7 +4356,7 @@ func (x *ServersReply) String() string {
 func (*ServersReply) ProtoMessage() {}
 
 func (x *ServersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3434,7 +4369,7 @@ func (x *ServersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersReply.ProtoReflect.Descriptor instead.
 func (*ServersReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ServersReply) GetServers() []*ServerInfo {
@@ -3452,7 +4387,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3464,7 +4399,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3477,7 +4412,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 type StatusReply struct {
@@ -3495,14 +4430,15 @@ type StatusReply struct {
 	Index         uint64                 `protobuf:"varint,11,opt,name=index,proto3" json:"index,omitempty"`         // applied log index
 	Mutations     uint64                 `protobuf:"varint,12,opt,name=mutations,proto3" json:"mutations,omitempty"` // since the leader's start
 	Reads         uint64                 `protobuf:"varint,13,opt,name=reads,proto3" json:"reads,omitempty"`
-	Layout        *Layout                `protobuf:"bytes,14,opt,name=layout,proto3" json:"layout,omitempty"` // of new data under the root's policy
+	Layout        *Layout                `protobuf:"bytes,14,opt,name=layout,proto3" json:"layout,omitempty"`         // of new data under the root's policy
+	Redundancy    *Redundancy            `protobuf:"bytes,15,opt,name=redundancy,proto3" json:"redundancy,omitempty"` // from the leader only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3514,7 +4450,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3527,7 +4463,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *StatusReply) GetCluster() string {
@@ -3628,6 +4564,154 @@ func (x *StatusReply) GetLayout() *Layout {
 	return nil
 }
 
+func (x *StatusReply) GetRedundancy() *Redundancy {
+	if x != nil {
+		return x.Redundancy
+	}
+	return nil
+}
+
+// Redundancy says how far from safe the data is. Shards on servers that are dead do not count.
+type Redundancy struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Known          bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`                                           // false: the leader is new and has not looked at all chunks yet
+	Full           uint64                 `protobuf:"varint,2,opt,name=full,proto3" json:"full,omitempty"`                                             // sealed chunks with all their shards
+	Degraded       uint64                 `protobuf:"varint,3,opt,name=degraded,proto3" json:"degraded,omitempty"`                                     // with fewer, which one more loss does not harm
+	Endangered     uint64                 `protobuf:"varint,4,opt,name=endangered,proto3" json:"endangered,omitempty"`                                 // that one more loss makes unreadable
+	Unreadable     uint64                 `protobuf:"varint,5,opt,name=unreadable,proto3" json:"unreadable,omitempty"`                                 // of which too few shards are left
+	Moving         uint64                 `protobuf:"varint,6,opt,name=moving,proto3" json:"moving,omitempty"`                                         // shards being made
+	BytesLeft      uint64                 `protobuf:"varint,7,opt,name=bytes_left,json=bytesLeft,proto3" json:"bytes_left,omitempty"`                  // to be copied until all are full, and those of drains
+	BytesPerSecond uint64                 `protobuf:"varint,8,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"` // copied lately
+	EtaSeconds     uint64                 `protobuf:"varint,9,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`               // 0: not known
+	HeldBack       string                 `protobuf:"bytes,10,opt,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`                     // why repair does not go on, empty when it does
+	Drains         uint64                 `protobuf:"varint,11,opt,name=drains,proto3" json:"drains,omitempty"`                                        // shards on servers that are being drained
+	Misplaced      uint64                 `protobuf:"varint,12,opt,name=misplaced,proto3" json:"misplaced,omitempty"`                                  // shards that rebalancing would move
+	Summary        string                 `protobuf:"bytes,13,opt,name=summary,proto3" json:"summary,omitempty"`                                       // all of it in one line
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Redundancy) Reset() {
+	*x = Redundancy{}
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redundancy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redundancy) ProtoMessage() {}
+
+func (x *Redundancy) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
+func (*Redundancy) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *Redundancy) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *Redundancy) GetFull() uint64 {
+	if x != nil {
+		return x.Full
+	}
+	return 0
+}
+
+func (x *Redundancy) GetDegraded() uint64 {
+	if x != nil {
+		return x.Degraded
+	}
+	return 0
+}
+
+func (x *Redundancy) GetEndangered() uint64 {
+	if x != nil {
+		return x.Endangered
+	}
+	return 0
+}
+
+func (x *Redundancy) GetUnreadable() uint64 {
+	if x != nil {
+		return x.Unreadable
+	}
+	return 0
+}
+
+func (x *Redundancy) GetMoving() uint64 {
+	if x != nil {
+		return x.Moving
+	}
+	return 0
+}
+
+func (x *Redundancy) GetBytesLeft() uint64 {
+	if x != nil {
+		return x.BytesLeft
+	}
+	return 0
+}
+
+func (x *Redundancy) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+func (x *Redundancy) GetEtaSeconds() uint64 {
+	if x != nil {
+		return x.EtaSeconds
+	}
+	return 0
+}
+
+func (x *Redundancy) GetHeldBack() string {
+	if x != nil {
+		return x.HeldBack
+	}
+	return ""
+}
+
+func (x *Redundancy) GetDrains() uint64 {
+	if x != nil {
+		return x.Drains
+	}
+	return 0
+}
+
+func (x *Redundancy) GetMisplaced() uint64 {
+	if x != nil {
+		return x.Misplaced
+	}
+	return 0
+}
+
+func (x *Redundancy) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
 type MetaMember struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -3640,7 +4724,7 @@ type MetaMember struct {
 
 func (x *MetaMember) Reset() {
 	*x = MetaMember{}
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3652,7 +4736,7 @@ func (x *MetaMember) String() string {
 func (*MetaMember) ProtoMessage() {}
 
 func (x *MetaMember) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3665,7 +4749,7 @@ func (x *MetaMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaMember.ProtoReflect.Descriptor instead.
 func (*MetaMember) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *MetaMember) GetId() uint64 {
@@ -3708,7 +4792,7 @@ type ReportServerRequest struct {
 
 func (x *ReportServerRequest) Reset() {
 	*x = ReportServerRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3720,7 +4804,7 @@ func (x *ReportServerRequest) String() string {
 func (*ReportServerRequest) ProtoMessage() {}
 
 func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3733,7 +4817,7 @@ func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerRequest.ProtoReflect.Descriptor instead.
 func (*ReportServerRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ReportServerRequest) GetSession() uint64 {
@@ -3772,7 +4856,7 @@ type ReportServerReply struct {
 
 func (x *ReportServerReply) Reset() {
 	*x = ReportServerReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3784,7 +4868,7 @@ func (x *ReportServerReply) String() string {
 func (*ReportServerReply) ProtoMessage() {}
 
 func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3797,7 +4881,7 @@ func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerReply.ProtoReflect.Descriptor instead.
 func (*ReportServerReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
 }
 
 type RegisterRequest struct {
@@ -3813,7 +4897,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3825,7 +4909,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3838,7 +4922,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RegisterRequest) GetCluster() []byte {
@@ -3886,7 +4970,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3898,7 +4982,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3911,7 +4995,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RegisterReply) GetCluster() []byte {
@@ -3938,14 +5022,16 @@ type HeartbeatRequest struct {
 	InventoryEnd  bool                   `protobuf:"varint,6,opt,name=inventory_end,json=inventoryEnd,proto3" json:"inventory_end,omitempty"`
 	BytesRead     uint64                 `protobuf:"varint,7,opt,name=bytes_read,json=bytesRead,proto3" json:"bytes_read,omitempty"`
 	BytesWritten  uint64                 `protobuf:"varint,8,opt,name=bytes_written,json=bytesWritten,proto3" json:"bytes_written,omitempty"`
-	Corrupt       []uint64               `protobuf:"fixed64,9,rep,packed,name=corrupt,proto3" json:"corrupt,omitempty"` // chunks whose copy here was found bad
+	Corrupt       []uint64               `protobuf:"fixed64,9,rep,packed,name=corrupt,proto3" json:"corrupt,omitempty"` // what was found bad here, or is not here though it was asked for; stored ids
+	Copied        []*CopyResult          `protobuf:"bytes,10,rep,name=copied,proto3" json:"copied,omitempty"`
+	Scrub         *ScrubProgress         `protobuf:"bytes,11,opt,name=scrub,proto3" json:"scrub,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3957,7 +5043,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3970,7 +5056,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *HeartbeatRequest) GetCluster() []byte {
@@ -4036,9 +5122,23 @@ func (x *HeartbeatRequest) GetCorrupt() []uint64 {
 	return nil
 }
 
+func (x *HeartbeatRequest) GetCopied() []*CopyResult {
+	if x != nil {
+		return x.Copied
+	}
+	return nil
+}
+
+func (x *HeartbeatRequest) GetScrub() *ScrubProgress {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
 type ChunkReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"` // the stored id
 	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
 	Bad           bool                   `protobuf:"varint,3,opt,name=bad,proto3" json:"bad,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -4047,7 +5147,7 @@ type ChunkReport struct {
 
 func (x *ChunkReport) Reset() {
 	*x = ChunkReport{}
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4059,7 +5159,7 @@ func (x *ChunkReport) String() string {
 func (*ChunkReport) ProtoMessage() {}
 
 func (x *ChunkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4072,7 +5172,7 @@ func (x *ChunkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReport.ProtoReflect.Descriptor instead.
 func (*ChunkReport) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ChunkReport) GetId() uint64 {
@@ -4098,15 +5198,20 @@ func (x *ChunkReport) GetBad() bool {
 
 type HeartbeatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Delete        []uint64               `protobuf:"fixed64,1,rep,packed,name=delete,proto3" json:"delete,omitempty"`
+	Delete        []uint64               `protobuf:"fixed64,1,rep,packed,name=delete,proto3" json:"delete,omitempty"` // stored ids
 	WantInventory bool                   `protobuf:"varint,2,opt,name=want_inventory,json=wantInventory,proto3" json:"want_inventory,omitempty"`
+	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`                            // of the leader: orders of an older one are void
+	Copies        []*CopyOrder           `protobuf:"bytes,4,rep,name=copies,proto3" json:"copies,omitempty"`                         // given again until they are answered
+	Check         []uint64               `protobuf:"fixed64,5,rep,packed,name=check,proto3" json:"check,omitempty"`                  // stored ids to be checked soon: a client says that they are bad
+	ScrubPass     uint64                 `protobuf:"varint,6,opt,name=scrub_pass,json=scrubPass,proto3" json:"scrub_pass,omitempty"` // number of the newest full scrub that was asked for; 0: none was
+	CopyRate      uint64                 `protobuf:"varint,7,opt,name=copy_rate,json=copyRate,proto3" json:"copy_rate,omitempty"`    // bytes a second that copies may write here, all together; 0: no limit
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4118,7 +5223,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4131,7 +5236,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *HeartbeatReply) GetDelete() []uint64 {
@@ -4148,6 +5253,263 @@ func (x *HeartbeatReply) GetWantInventory() bool {
 	return false
 }
 
+func (x *HeartbeatReply) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *HeartbeatReply) GetCopies() []*CopyOrder {
+	if x != nil {
+		return x.Copies
+	}
+	return nil
+}
+
+func (x *HeartbeatReply) GetCheck() []uint64 {
+	if x != nil {
+		return x.Check
+	}
+	return nil
+}
+
+func (x *HeartbeatReply) GetScrubPass() uint64 {
+	if x != nil {
+		return x.ScrubPass
+	}
+	return 0
+}
+
+func (x *HeartbeatReply) GetCopyRate() uint64 {
+	if x != nil {
+		return x.CopyRate
+	}
+	return 0
+}
+
+// CopyOrder has a server make and keep a shard of a sealed chunk out of what others hold.
+type CopyOrder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stored        uint64                 `protobuf:"fixed64,1,opt,name=stored,proto3" json:"stored,omitempty"` // id under which it is kept, in place of what may be there under it
+	Source        *ChunkInfo             `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`   // the chunk; of its servers only those that can be asked
+	Servers       []*ServerInfo          `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"` // addresses of these
+	Layout        *Layout                `protobuf:"bytes,4,opt,name=layout,proto3" json:"layout,omitempty"`   // of the chunk to which the shard belongs
+	Shard         uint32                 `protobuf:"varint,5,opt,name=shard,proto3" json:"shard,omitempty"`
+	Length        uint64                 `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"` // of the shard, bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyOrder) Reset() {
+	*x = CopyOrder{}
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyOrder) ProtoMessage() {}
+
+func (x *CopyOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyOrder.ProtoReflect.Descriptor instead.
+func (*CopyOrder) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *CopyOrder) GetStored() uint64 {
+	if x != nil {
+		return x.Stored
+	}
+	return 0
+}
+
+func (x *CopyOrder) GetSource() *ChunkInfo {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *CopyOrder) GetServers() []*ServerInfo {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *CopyOrder) GetLayout() *Layout {
+	if x != nil {
+		return x.Layout
+	}
+	return nil
+}
+
+func (x *CopyOrder) GetShard() uint32 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *CopyOrder) GetLength() uint64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+type CopyResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stored        uint64                 `protobuf:"fixed64,1,opt,name=stored,proto3" json:"stored,omitempty"`
+	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"` // empty: it is whole and durable here
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyResult) Reset() {
+	*x = CopyResult{}
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyResult) ProtoMessage() {}
+
+func (x *CopyResult) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyResult.ProtoReflect.Descriptor instead.
+func (*CopyResult) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *CopyResult) GetStored() uint64 {
+	if x != nil {
+		return x.Stored
+	}
+	return 0
+}
+
+func (x *CopyResult) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *CopyResult) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// ScrubProgress is how far a server's full scrub is.
+type ScrubProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pass          uint64                 `protobuf:"varint,1,opt,name=pass,proto3" json:"pass,omitempty"`   // 0: the one that never ends
+	Done          uint64                 `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`   // bytes
+	Total         uint64                 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"` // bytes
+	Found         uint64                 `protobuf:"varint,4,opt,name=found,proto3" json:"found,omitempty"` // shards found bad in this pass
+	Finished      bool                   `protobuf:"varint,5,opt,name=finished,proto3" json:"finished,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubProgress) Reset() {
+	*x = ScrubProgress{}
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubProgress) ProtoMessage() {}
+
+func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubProgress.ProtoReflect.Descriptor instead.
+func (*ScrubProgress) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *ScrubProgress) GetPass() uint64 {
+	if x != nil {
+		return x.Pass
+	}
+	return 0
+}
+
+func (x *ScrubProgress) GetDone() uint64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *ScrubProgress) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *ScrubProgress) GetFound() uint64 {
+	if x != nil {
+		return x.Found
+	}
+	return 0
+}
+
+func (x *ScrubProgress) GetFinished() bool {
+	if x != nil {
+		return x.Finished
+	}
+	return false
+}
+
 type PeerBytes struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -4158,7 +5520,7 @@ type PeerBytes struct {
 
 func (x *PeerBytes) Reset() {
 	*x = PeerBytes{}
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4170,7 +5532,7 @@ func (x *PeerBytes) String() string {
 func (*PeerBytes) ProtoMessage() {}
 
 func (x *PeerBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4183,7 +5545,7 @@ func (x *PeerBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerBytes.ProtoReflect.Descriptor instead.
 func (*PeerBytes) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *PeerBytes) GetData() []byte {
@@ -4204,7 +5566,40 @@ var File_shoalpb_meta_proto protoreflect.FileDescriptor
 
 const file_shoalpb_meta_proto_rawDesc = "" +
 	"\n" +
-	"\x12shoalpb/meta.proto\x12\bshoal.v1\x1a\x13shoalpb/types.proto\"\xa7\x01\n" +
+	"\x12shoalpb/meta.proto\x12\bshoal.v1\x1a\x13shoalpb/types.proto\"\xb9\x01\n" +
+	"\x13ManageServerRequest\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\x12<\n" +
+	"\x06action\x18\x02 \x01(\x0e2$.shoal.v1.ManageServerRequest.ActionR\x06action\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"6\n" +
+	"\x06Action\x12\b\n" +
+	"\x04NONE\x10\x00\x12\t\n" +
+	"\x05DRAIN\x10\x01\x12\v\n" +
+	"\aUNDRAIN\x10\x02\x12\n" +
+	"\n" +
+	"\x06REMOVE\x10\x03\"+\n" +
+	"\x11ManageServerReply\x12\x16\n" +
+	"\x06shards\x18\x01 \x01(\x04R\x06shards\"$\n" +
+	"\fScrubRequest\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\bR\x05start\"Q\n" +
+	"\n" +
+	"ScrubReply\x12\x12\n" +
+	"\x04pass\x18\x01 \x01(\x04R\x04pass\x12/\n" +
+	"\aservers\x18\x02 \x03(\v2\x15.shoal.v1.ServerScrubR\aservers\"Z\n" +
+	"\vServerScrub\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\x123\n" +
+	"\bprogress\x18\x02 \x01(\v2\x17.shoal.v1.ScrubProgressR\bprogress\"%\n" +
+	"\vFsckRequest\x12\x16\n" +
+	"\x06repair\x18\x01 \x01(\bR\x06repair\"\xdd\x01\n" +
+	"\tFsckReply\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\x04R\x04done\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\x04R\x05total\x12\x1a\n" +
+	"\bproblems\x18\x04 \x03(\tR\bproblems\x12\x1a\n" +
+	"\brepaired\x18\x05 \x03(\tR\brepaired\x12\x10\n" +
+	"\x03end\x18\x06 \x01(\bR\x03end\x12\x16\n" +
+	"\x06inodes\x18\a \x01(\x04R\x06inodes\x12\x16\n" +
+	"\x06chunks\x18\b \x01(\x04R\x06chunks\x12\x16\n" +
+	"\x06shards\x18\t \x01(\x04R\x06shards\"\xa7\x01\n" +
 	"\rMutateRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x06R\asession\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1e\n" +
@@ -4212,7 +5607,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x18\x03 \x01(\x04R\n" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x04 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
-	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\xc6\a\n" +
+	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\x9f\n" +
+	"\n" +
 	"\x02Op\x121\n" +
 	"\tmake_node\x18\x01 \x01(\v2\x12.shoal.v1.MakeNodeH\x00R\bmakeNode\x12$\n" +
 	"\x04link\x18\x02 \x01(\v2\x0e.shoal.v1.LinkH\x00R\x04link\x12*\n" +
@@ -4228,11 +5624,21 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"sealChunks\x12@\n" +
 	"\x0erelease_inodes\x18\v \x01(\v2\x17.shoal.v1.ReleaseInodesH\x00R\rreleaseInodes\x12:\n" +
 	"\fopen_session\x18\f \x01(\v2\x15.shoal.v1.OpenSessionH\x00R\vopenSession\x12=\n" +
-	"\rclose_session\x18\r \x01(\v2\x16.shoal.v1.CloseSessionH\x00R\fcloseSession\x12C\n" +
+	"\rclose_session\x18\r \x01(\v2\x16.shoal.v1.CloseSessionH\x00R\fcloseSession\x124\n" +
+	"\n" +
+	"set_layout\x18\x0e \x01(\v2\x13.shoal.v1.SetLayoutH\x00R\tsetLayout\x12C\n" +
 	"\x0fexpire_sessions\x18\x14 \x01(\v2\x18.shoal.v1.ExpireSessionsH\x00R\x0eexpireSessions\x12:\n" +
 	"\finit_cluster\x18\x15 \x01(\v2\x15.shoal.v1.InitClusterH\x00R\vinitCluster\x12C\n" +
 	"\x0fregister_server\x18\x16 \x01(\v2\x18.shoal.v1.RegisterServerH\x00R\x0eregisterServer\x12F\n" +
-	"\x10finish_deletions\x18\x17 \x01(\v2\x19.shoal.v1.FinishDeletionsH\x00R\x0ffinishDeletionsB\x04\n" +
+	"\x10finish_deletions\x18\x17 \x01(\v2\x19.shoal.v1.FinishDeletionsH\x00R\x0ffinishDeletions\x127\n" +
+	"\vstart_moves\x18\x18 \x01(\v2\x14.shoal.v1.StartMovesH\x00R\n" +
+	"startMoves\x12:\n" +
+	"\ffinish_moves\x18\x19 \x01(\v2\x15.shoal.v1.FinishMovesH\x00R\vfinishMoves\x127\n" +
+	"\vlose_shards\x18\x1a \x01(\v2\x14.shoal.v1.LoseShardsH\x00R\n" +
+	"loseShards\x124\n" +
+	"\n" +
+	"set_server\x18\x1b \x01(\v2\x13.shoal.v1.SetServerH\x00R\tsetServer\x12=\n" +
+	"\rremove_server\x18\x1c \x01(\v2\x16.shoal.v1.RemoveServerH\x00R\fremoveServerB\x04\n" +
 	"\x02op\"\xe5\x01\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
@@ -4244,7 +5650,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x06 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
 	"\x02op\x18\a \x01(\v2\f.shoal.v1.OpR\x02op\x12\x14\n" +
-	"\x05shard\x18\b \x01(\x04R\x05shard\"\xd4\x03\n" +
+	"\x05shard\x18\b \x01(\x04R\x05shard\"\xfa\x03\n" +
 	"\x06Result\x12\x14\n" +
 	"\x05errno\x18\x01 \x01(\rR\x05errno\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -4261,7 +5667,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06server\x18\f \x01(\rR\x06server\x12\x1a\n" +
 	"\bmismatch\x18\r \x01(\bR\bmismatch\x12\x18\n" +
 	"\acluster\x18\x0e \x01(\fR\acluster\x12\x16\n" +
-	"\x06leased\x18\x0f \x01(\bR\x06leased\"\x96\x01\n" +
+	"\x06leased\x18\x0f \x01(\bR\x06leased\x12$\n" +
+	"\x05moves\x18\x10 \x03(\v2\x0e.shoal.v1.MoveR\x05moves\"\x96\x01\n" +
 	"\bMakeNode\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x06R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
@@ -4336,16 +5743,16 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x18\n" +
 	"\aservers\x18\x03 \x03(\rR\aservers\x12\x12\n" +
-	"\x04seal\x18\x04 \x01(\bR\x04seal\"\xae\x01\n" +
+	"\x04seal\x18\x04 \x01(\bR\x04seal\"\xc4\x01\n" +
 	"\vAllocChunks\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x14\n" +
-	"\x05inode\x18\x02 \x01(\x06R\x05inode\x12\x14\n" +
-	"\x05avoid\x18\x03 \x03(\rR\x05avoid\x123\n" +
+	"\x05avoid\x18\x03 \x03(\rR\x05avoid\x12$\n" +
+	"\x04want\x18\x04 \x01(\v2\x10.shoal.v1.LayoutR\x04want\x123\n" +
 	"\n" +
 	"candidates\x18\n" +
 	" \x03(\v2\x13.shoal.v1.CandidateR\n" +
 	"candidates\x12(\n" +
-	"\x06layout\x18\v \x01(\v2\x10.shoal.v1.LayoutR\x06layout\"S\n" +
+	"\x06layout\x18\v \x01(\v2\x10.shoal.v1.LayoutR\x06layoutJ\x04\b\x02\x10\x03\"S\n" +
 	"\tCandidate\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x16\n" +
 	"\x06weight\x18\x02 \x01(\x04R\x06weight\x12\x16\n" +
@@ -4380,7 +5787,30 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"A\n" +
 	"\x0fFinishDeletions\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x16\n" +
-	"\x06chunks\x18\x02 \x03(\x06R\x06chunks\"\x96\x01\n" +
+	"\x06chunks\x18\x02 \x03(\x06R\x06chunks\"K\n" +
+	"\tSetLayout\x12\x14\n" +
+	"\x05inode\x18\x01 \x01(\x06R\x05inode\x12(\n" +
+	"\x06layout\x18\x02 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\"J\n" +
+	"\x04Move\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x14\n" +
+	"\x05shard\x18\x02 \x01(\rR\x05shard\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\rR\x06server\"2\n" +
+	"\n" +
+	"StartMoves\x12$\n" +
+	"\x05moves\x18\x01 \x03(\v2\x0e.shoal.v1.MoveR\x05moves\"Y\n" +
+	"\vFinishMoves\x12\"\n" +
+	"\x04done\x18\x01 \x03(\v2\x0e.shoal.v1.MoveR\x04done\x12&\n" +
+	"\x06failed\x18\x02 \x03(\v2\x0e.shoal.v1.MoveR\x06failed\"P\n" +
+	"\n" +
+	"LoseShards\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\x12\x16\n" +
+	"\x06stored\x18\x02 \x03(\x06R\x06stored\x12\x12\n" +
+	"\x04gone\x18\x03 \x01(\bR\x04gone\"?\n" +
+	"\tSetServer\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\x12\x1a\n" +
+	"\bdraining\x18\x02 \x01(\bR\bdraining\"&\n" +
+	"\fRemoveServer\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\"\x96\x01\n" +
 	"\vSessionPing\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x06R\asession\x12\x12\n" +
 	"\x04ping\x18\x02 \x01(\x04R\x04ping\x12\x16\n" +
@@ -4474,7 +5904,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x0eServersRequest\">\n" +
 	"\fServersReply\x12.\n" +
 	"\aservers\x18\x01 \x03(\v2\x14.shoal.v1.ServerInfoR\aservers\"\x0f\n" +
-	"\rStatusRequest\"\xd5\x03\n" +
+	"\rStatusRequest\"\x8b\x04\n" +
 	"\vStatusReply\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
 	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x16\n" +
@@ -4491,7 +5921,32 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x05index\x18\v \x01(\x04R\x05index\x12\x1c\n" +
 	"\tmutations\x18\f \x01(\x04R\tmutations\x12\x14\n" +
 	"\x05reads\x18\r \x01(\x04R\x05reads\x12(\n" +
-	"\x06layout\x18\x0e \x01(\v2\x10.shoal.v1.LayoutR\x06layout\"d\n" +
+	"\x06layout\x18\x0e \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x124\n" +
+	"\n" +
+	"redundancy\x18\x0f \x01(\v2\x14.shoal.v1.RedundancyR\n" +
+	"redundancy\"\x81\x03\n" +
+	"\n" +
+	"Redundancy\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known\x12\x12\n" +
+	"\x04full\x18\x02 \x01(\x04R\x04full\x12\x1a\n" +
+	"\bdegraded\x18\x03 \x01(\x04R\bdegraded\x12\x1e\n" +
+	"\n" +
+	"endangered\x18\x04 \x01(\x04R\n" +
+	"endangered\x12\x1e\n" +
+	"\n" +
+	"unreadable\x18\x05 \x01(\x04R\n" +
+	"unreadable\x12\x16\n" +
+	"\x06moving\x18\x06 \x01(\x04R\x06moving\x12\x1d\n" +
+	"\n" +
+	"bytes_left\x18\a \x01(\x04R\tbytesLeft\x12(\n" +
+	"\x10bytes_per_second\x18\b \x01(\x04R\x0ebytesPerSecond\x12\x1f\n" +
+	"\veta_seconds\x18\t \x01(\x04R\n" +
+	"etaSeconds\x12\x1b\n" +
+	"\theld_back\x18\n" +
+	" \x01(\tR\bheldBack\x12\x16\n" +
+	"\x06drains\x18\v \x01(\x04R\x06drains\x12\x1c\n" +
+	"\tmisplaced\x18\f \x01(\x04R\tmisplaced\x12\x18\n" +
+	"\asummary\x18\r \x01(\tR\asummary\"d\n" +
 	"\n" +
 	"MetaMember\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
@@ -4515,7 +5970,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"A\n" +
 	"\rRegisterReply\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x16\n" +
-	"\x06server\x18\x02 \x01(\rR\x06server\"\xc0\x02\n" +
+	"\x06server\x18\x02 \x01(\rR\x06server\"\x9d\x03\n" +
 	"\x10HeartbeatRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\rR\x06server\x12(\n" +
@@ -4526,17 +5981,44 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\n" +
 	"bytes_read\x18\a \x01(\x04R\tbytesRead\x12#\n" +
 	"\rbytes_written\x18\b \x01(\x04R\fbytesWritten\x12\x18\n" +
-	"\acorrupt\x18\t \x03(\x06R\acorrupt\"G\n" +
+	"\acorrupt\x18\t \x03(\x06R\acorrupt\x12,\n" +
+	"\x06copied\x18\n" +
+	" \x03(\v2\x14.shoal.v1.CopyResultR\x06copied\x12-\n" +
+	"\x05scrub\x18\v \x01(\v2\x17.shoal.v1.ScrubProgressR\x05scrub\"G\n" +
 	"\vChunkReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x10\n" +
-	"\x03bad\x18\x03 \x01(\bR\x03bad\"O\n" +
+	"\x03bad\x18\x03 \x01(\bR\x03bad\"\xe2\x01\n" +
 	"\x0eHeartbeatReply\x12\x16\n" +
 	"\x06delete\x18\x01 \x03(\x06R\x06delete\x12%\n" +
-	"\x0ewant_inventory\x18\x02 \x01(\bR\rwantInventory\"9\n" +
+	"\x0ewant_inventory\x18\x02 \x01(\bR\rwantInventory\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x12+\n" +
+	"\x06copies\x18\x04 \x03(\v2\x13.shoal.v1.CopyOrderR\x06copies\x12\x14\n" +
+	"\x05check\x18\x05 \x03(\x06R\x05check\x12\x1d\n" +
+	"\n" +
+	"scrub_pass\x18\x06 \x01(\x04R\tscrubPass\x12\x1b\n" +
+	"\tcopy_rate\x18\a \x01(\x04R\bcopyRate\"\xd8\x01\n" +
+	"\tCopyOrder\x12\x16\n" +
+	"\x06stored\x18\x01 \x01(\x06R\x06stored\x12+\n" +
+	"\x06source\x18\x02 \x01(\v2\x13.shoal.v1.ChunkInfoR\x06source\x12.\n" +
+	"\aservers\x18\x03 \x03(\v2\x14.shoal.v1.ServerInfoR\aservers\x12(\n" +
+	"\x06layout\x18\x04 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x12\x14\n" +
+	"\x05shard\x18\x05 \x01(\rR\x05shard\x12\x16\n" +
+	"\x06length\x18\x06 \x01(\x04R\x06length\"P\n" +
+	"\n" +
+	"CopyResult\x12\x16\n" +
+	"\x06stored\x18\x01 \x01(\x06R\x06stored\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\x7f\n" +
+	"\rScrubProgress\x12\x12\n" +
+	"\x04pass\x18\x01 \x01(\x04R\x04pass\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\x04R\x04done\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\x04R\x05total\x12\x14\n" +
+	"\x05found\x18\x04 \x01(\x04R\x05found\x12\x1a\n" +
+	"\bfinished\x18\x05 \x01(\bR\bfinished\"9\n" +
 	"\tPeerBytes\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x18\n" +
-	"\acluster\x18\x02 \x01(\fR\acluster2\xa0\x06\n" +
+	"\acluster\x18\x02 \x01(\fR\acluster2\xd9\a\n" +
 	"\x04Meta\x123\n" +
 	"\x06Mutate\x12\x17.shoal.v1.MutateRequest\x1a\x10.shoal.v1.Result\x12;\n" +
 	"\aSession\x12\x15.shoal.v1.SessionPing\x1a\x15.shoal.v1.SessionPush(\x010\x01\x128\n" +
@@ -4550,7 +6032,10 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06StatFS\x12\x17.shoal.v1.StatFSRequest\x1a\x15.shoal.v1.StatFSReply\x12;\n" +
 	"\aServers\x12\x18.shoal.v1.ServersRequest\x1a\x16.shoal.v1.ServersReply\x128\n" +
 	"\x06Status\x12\x17.shoal.v1.StatusRequest\x1a\x15.shoal.v1.StatusReply\x12J\n" +
-	"\fReportServer\x12\x1d.shoal.v1.ReportServerRequest\x1a\x1b.shoal.v1.ReportServerReply2\x91\x01\n" +
+	"\fReportServer\x12\x1d.shoal.v1.ReportServerRequest\x1a\x1b.shoal.v1.ReportServerReply\x12J\n" +
+	"\fManageServer\x12\x1d.shoal.v1.ManageServerRequest\x1a\x1b.shoal.v1.ManageServerReply\x125\n" +
+	"\x05Scrub\x12\x16.shoal.v1.ScrubRequest\x1a\x14.shoal.v1.ScrubReply\x124\n" +
+	"\x04Fsck\x12\x15.shoal.v1.FsckRequest\x1a\x13.shoal.v1.FsckReply0\x012\x91\x01\n" +
 	"\bRegistry\x12>\n" +
 	"\bRegister\x12\x19.shoal.v1.RegisterRequest\x1a\x17.shoal.v1.RegisterReply\x12E\n" +
 	"\tHeartbeat\x12\x1a.shoal.v1.HeartbeatRequest\x1a\x18.shoal.v1.HeartbeatReply(\x010\x012?\n" +
@@ -4569,175 +6054,223 @@ func file_shoalpb_meta_proto_rawDescGZIP() []byte {
 	return file_shoalpb_meta_proto_rawDescData
 }
 
-var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_shoalpb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
 var file_shoalpb_meta_proto_goTypes = []any{
-	(*MutateRequest)(nil),       // 0: shoal.v1.MutateRequest
-	(*Op)(nil),                  // 1: shoal.v1.Op
-	(*Command)(nil),             // 2: shoal.v1.Command
-	(*Result)(nil),              // 3: shoal.v1.Result
-	(*MakeNode)(nil),            // 4: shoal.v1.MakeNode
-	(*Link)(nil),                // 5: shoal.v1.Link
-	(*Unlink)(nil),              // 6: shoal.v1.Unlink
-	(*Rename)(nil),              // 7: shoal.v1.Rename
-	(*SetAttr)(nil),             // 8: shoal.v1.SetAttr
-	(*SetXattr)(nil),            // 9: shoal.v1.SetXattr
-	(*RemoveXattr)(nil),         // 10: shoal.v1.RemoveXattr
-	(*Commit)(nil),              // 11: shoal.v1.Commit
-	(*ChunkCommit)(nil),         // 12: shoal.v1.ChunkCommit
-	(*AllocChunks)(nil),         // 13: shoal.v1.AllocChunks
-	(*Candidate)(nil),           // 14: shoal.v1.Candidate
-	(*AllocatedChunk)(nil),      // 15: shoal.v1.AllocatedChunk
-	(*SealChunks)(nil),          // 16: shoal.v1.SealChunks
-	(*ReleaseInodes)(nil),       // 17: shoal.v1.ReleaseInodes
-	(*OpenSession)(nil),         // 18: shoal.v1.OpenSession
-	(*CloseSession)(nil),        // 19: shoal.v1.CloseSession
-	(*ExpireSessions)(nil),      // 20: shoal.v1.ExpireSessions
-	(*InitCluster)(nil),         // 21: shoal.v1.InitCluster
-	(*RegisterServer)(nil),      // 22: shoal.v1.RegisterServer
-	(*FinishDeletions)(nil),     // 23: shoal.v1.FinishDeletions
-	(*SessionPing)(nil),         // 24: shoal.v1.SessionPing
-	(*RevokeAck)(nil),           // 25: shoal.v1.RevokeAck
-	(*SessionPush)(nil),         // 26: shoal.v1.SessionPush
-	(*Revoke)(nil),              // 27: shoal.v1.Revoke
-	(*ReadContext)(nil),         // 28: shoal.v1.ReadContext
-	(*LookupRequest)(nil),       // 29: shoal.v1.LookupRequest
-	(*LookupReply)(nil),         // 30: shoal.v1.LookupReply
-	(*GetAttrRequest)(nil),      // 31: shoal.v1.GetAttrRequest
-	(*GetAttrReply)(nil),        // 32: shoal.v1.GetAttrReply
-	(*OpenRequest)(nil),         // 33: shoal.v1.OpenRequest
-	(*ExtentsRequest)(nil),      // 34: shoal.v1.ExtentsRequest
-	(*ExtentsReply)(nil),        // 35: shoal.v1.ExtentsReply
-	(*ReadDirRequest)(nil),      // 36: shoal.v1.ReadDirRequest
-	(*ReadDirReply)(nil),        // 37: shoal.v1.ReadDirReply
-	(*Dirent)(nil),              // 38: shoal.v1.Dirent
-	(*GetXattrRequest)(nil),     // 39: shoal.v1.GetXattrRequest
-	(*GetXattrReply)(nil),       // 40: shoal.v1.GetXattrReply
-	(*ListXattrRequest)(nil),    // 41: shoal.v1.ListXattrRequest
-	(*ListXattrReply)(nil),      // 42: shoal.v1.ListXattrReply
-	(*StatFSRequest)(nil),       // 43: shoal.v1.StatFSRequest
-	(*StatFSReply)(nil),         // 44: shoal.v1.StatFSReply
-	(*ServersRequest)(nil),      // 45: shoal.v1.ServersRequest
-	(*ServersReply)(nil),        // 46: shoal.v1.ServersReply
-	(*StatusRequest)(nil),       // 47: shoal.v1.StatusRequest
-	(*StatusReply)(nil),         // 48: shoal.v1.StatusReply
-	(*MetaMember)(nil),          // 49: shoal.v1.MetaMember
-	(*ReportServerRequest)(nil), // 50: shoal.v1.ReportServerRequest
-	(*ReportServerReply)(nil),   // 51: shoal.v1.ReportServerReply
-	(*RegisterRequest)(nil),     // 52: shoal.v1.RegisterRequest
-	(*RegisterReply)(nil),       // 53: shoal.v1.RegisterReply
-	(*HeartbeatRequest)(nil),    // 54: shoal.v1.HeartbeatRequest
-	(*ChunkReport)(nil),         // 55: shoal.v1.ChunkReport
-	(*HeartbeatReply)(nil),      // 56: shoal.v1.HeartbeatReply
-	(*PeerBytes)(nil),           // 57: shoal.v1.PeerBytes
-	nil,                         // 58: shoal.v1.RegisterServer.DomainEntry
-	nil,                         // 59: shoal.v1.RegisterRequest.DomainEntry
-	(*Cred)(nil),                // 60: shoal.v1.Cred
-	(*Attr)(nil),                // 61: shoal.v1.Attr
-	(*Extent)(nil),              // 62: shoal.v1.Extent
-	(*Layout)(nil),              // 63: shoal.v1.Layout
-	(*ServerInfo)(nil),          // 64: shoal.v1.ServerInfo
-	(*ChunkInfo)(nil),           // 65: shoal.v1.ChunkInfo
-	(*DiskInfo)(nil),            // 66: shoal.v1.DiskInfo
+	(ManageServerRequest_Action)(0), // 0: shoal.v1.ManageServerRequest.Action
+	(*ManageServerRequest)(nil),     // 1: shoal.v1.ManageServerRequest
+	(*ManageServerReply)(nil),       // 2: shoal.v1.ManageServerReply
+	(*ScrubRequest)(nil),            // 3: shoal.v1.ScrubRequest
+	(*ScrubReply)(nil),              // 4: shoal.v1.ScrubReply
+	(*ServerScrub)(nil),             // 5: shoal.v1.ServerScrub
+	(*FsckRequest)(nil),             // 6: shoal.v1.FsckRequest
+	(*FsckReply)(nil),               // 7: shoal.v1.FsckReply
+	(*MutateRequest)(nil),           // 8: shoal.v1.MutateRequest
+	(*Op)(nil),                      // 9: shoal.v1.Op
+	(*Command)(nil),                 // 10: shoal.v1.Command
+	(*Result)(nil),                  // 11: shoal.v1.Result
+	(*MakeNode)(nil),                // 12: shoal.v1.MakeNode
+	(*Link)(nil),                    // 13: shoal.v1.Link
+	(*Unlink)(nil),                  // 14: shoal.v1.Unlink
+	(*Rename)(nil),                  // 15: shoal.v1.Rename
+	(*SetAttr)(nil),                 // 16: shoal.v1.SetAttr
+	(*SetXattr)(nil),                // 17: shoal.v1.SetXattr
+	(*RemoveXattr)(nil),             // 18: shoal.v1.RemoveXattr
+	(*Commit)(nil),                  // 19: shoal.v1.Commit
+	(*ChunkCommit)(nil),             // 20: shoal.v1.ChunkCommit
+	(*AllocChunks)(nil),             // 21: shoal.v1.AllocChunks
+	(*Candidate)(nil),               // 22: shoal.v1.Candidate
+	(*AllocatedChunk)(nil),          // 23: shoal.v1.AllocatedChunk
+	(*SealChunks)(nil),              // 24: shoal.v1.SealChunks
+	(*ReleaseInodes)(nil),           // 25: shoal.v1.ReleaseInodes
+	(*OpenSession)(nil),             // 26: shoal.v1.OpenSession
+	(*CloseSession)(nil),            // 27: shoal.v1.CloseSession
+	(*ExpireSessions)(nil),          // 28: shoal.v1.ExpireSessions
+	(*InitCluster)(nil),             // 29: shoal.v1.InitCluster
+	(*RegisterServer)(nil),          // 30: shoal.v1.RegisterServer
+	(*FinishDeletions)(nil),         // 31: shoal.v1.FinishDeletions
+	(*SetLayout)(nil),               // 32: shoal.v1.SetLayout
+	(*Move)(nil),                    // 33: shoal.v1.Move
+	(*StartMoves)(nil),              // 34: shoal.v1.StartMoves
+	(*FinishMoves)(nil),             // 35: shoal.v1.FinishMoves
+	(*LoseShards)(nil),              // 36: shoal.v1.LoseShards
+	(*SetServer)(nil),               // 37: shoal.v1.SetServer
+	(*RemoveServer)(nil),            // 38: shoal.v1.RemoveServer
+	(*SessionPing)(nil),             // 39: shoal.v1.SessionPing
+	(*RevokeAck)(nil),               // 40: shoal.v1.RevokeAck
+	(*SessionPush)(nil),             // 41: shoal.v1.SessionPush
+	(*Revoke)(nil),                  // 42: shoal.v1.Revoke
+	(*ReadContext)(nil),             // 43: shoal.v1.ReadContext
+	(*LookupRequest)(nil),           // 44: shoal.v1.LookupRequest
+	(*LookupReply)(nil),             // 45: shoal.v1.LookupReply
+	(*GetAttrRequest)(nil),          // 46: shoal.v1.GetAttrRequest
+	(*GetAttrReply)(nil),            // 47: shoal.v1.GetAttrReply
+	(*OpenRequest)(nil),             // 48: shoal.v1.OpenRequest
+	(*ExtentsRequest)(nil),          // 49: shoal.v1.ExtentsRequest
+	(*ExtentsReply)(nil),            // 50: shoal.v1.ExtentsReply
+	(*ReadDirRequest)(nil),          // 51: shoal.v1.ReadDirRequest
+	(*ReadDirReply)(nil),            // 52: shoal.v1.ReadDirReply
+	(*Dirent)(nil),                  // 53: shoal.v1.Dirent
+	(*GetXattrRequest)(nil),         // 54: shoal.v1.GetXattrRequest
+	(*GetXattrReply)(nil),           // 55: shoal.v1.GetXattrReply
+	(*ListXattrRequest)(nil),        // 56: shoal.v1.ListXattrRequest
+	(*ListXattrReply)(nil),          // 57: shoal.v1.ListXattrReply
+	(*StatFSRequest)(nil),           // 58: shoal.v1.StatFSRequest
+	(*StatFSReply)(nil),             // 59: shoal.v1.StatFSReply
+	(*ServersRequest)(nil),          // 60: shoal.v1.ServersRequest
+	(*ServersReply)(nil),            // 61: shoal.v1.ServersReply
+	(*StatusRequest)(nil),           // 62: shoal.v1.StatusRequest
+	(*StatusReply)(nil),             // 63: shoal.v1.StatusReply
+	(*Redundancy)(nil),              // 64: shoal.v1.Redundancy
+	(*MetaMember)(nil),              // 65: shoal.v1.MetaMember
+	(*ReportServerRequest)(nil),     // 66: shoal.v1.ReportServerRequest
+	(*ReportServerReply)(nil),       // 67: shoal.v1.ReportServerReply
+	(*RegisterRequest)(nil),         // 68: shoal.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 69: shoal.v1.RegisterReply
+	(*HeartbeatRequest)(nil),        // 70: shoal.v1.HeartbeatRequest
+	(*ChunkReport)(nil),             // 71: shoal.v1.ChunkReport
+	(*HeartbeatReply)(nil),          // 72: shoal.v1.HeartbeatReply
+	(*CopyOrder)(nil),               // 73: shoal.v1.CopyOrder
+	(*CopyResult)(nil),              // 74: shoal.v1.CopyResult
+	(*ScrubProgress)(nil),           // 75: shoal.v1.ScrubProgress
+	(*PeerBytes)(nil),               // 76: shoal.v1.PeerBytes
+	nil,                             // 77: shoal.v1.RegisterServer.DomainEntry
+	nil,                             // 78: shoal.v1.RegisterRequest.DomainEntry
+	(*Cred)(nil),                    // 79: shoal.v1.Cred
+	(*Attr)(nil),                    // 80: shoal.v1.Attr
+	(*Extent)(nil),                  // 81: shoal.v1.Extent
+	(*Layout)(nil),                  // 82: shoal.v1.Layout
+	(*ServerInfo)(nil),              // 83: shoal.v1.ServerInfo
+	(*ChunkInfo)(nil),               // 84: shoal.v1.ChunkInfo
+	(*DiskInfo)(nil),                // 85: shoal.v1.DiskInfo
 }
 var file_shoalpb_meta_proto_depIdxs = []int32{
-	60, // 0: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
-	1,  // 1: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
-	4,  // 2: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
-	5,  // 3: shoal.v1.Op.link:type_name -> shoal.v1.Link
-	6,  // 4: shoal.v1.Op.unlink:type_name -> shoal.v1.Unlink
-	7,  // 5: shoal.v1.Op.rename:type_name -> shoal.v1.Rename
-	8,  // 6: shoal.v1.Op.set_attr:type_name -> shoal.v1.SetAttr
-	9,  // 7: shoal.v1.Op.set_xattr:type_name -> shoal.v1.SetXattr
-	10, // 8: shoal.v1.Op.remove_xattr:type_name -> shoal.v1.RemoveXattr
-	11, // 9: shoal.v1.Op.commit:type_name -> shoal.v1.Commit
-	13, // 10: shoal.v1.Op.alloc_chunks:type_name -> shoal.v1.AllocChunks
-	16, // 11: shoal.v1.Op.seal_chunks:type_name -> shoal.v1.SealChunks
-	17, // 12: shoal.v1.Op.release_inodes:type_name -> shoal.v1.ReleaseInodes
-	18, // 13: shoal.v1.Op.open_session:type_name -> shoal.v1.OpenSession
-	19, // 14: shoal.v1.Op.close_session:type_name -> shoal.v1.CloseSession
-	20, // 15: shoal.v1.Op.expire_sessions:type_name -> shoal.v1.ExpireSessions
-	21, // 16: shoal.v1.Op.init_cluster:type_name -> shoal.v1.InitCluster
-	22, // 17: shoal.v1.Op.register_server:type_name -> shoal.v1.RegisterServer
-	23, // 18: shoal.v1.Op.finish_deletions:type_name -> shoal.v1.FinishDeletions
-	60, // 19: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
-	1,  // 20: shoal.v1.Command.op:type_name -> shoal.v1.Op
-	61, // 21: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
-	61, // 22: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
-	61, // 23: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
-	61, // 24: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
-	15, // 25: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
-	62, // 26: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
-	12, // 27: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
-	14, // 28: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
-	63, // 29: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
-	63, // 30: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
-	12, // 31: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
-	58, // 32: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
-	25, // 33: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
-	27, // 34: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
-	64, // 35: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
-	60, // 36: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
-	28, // 37: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
-	61, // 38: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
-	61, // 39: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
-	28, // 40: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
-	61, // 41: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
-	28, // 42: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
-	28, // 43: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
-	61, // 44: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
-	62, // 45: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
-	65, // 46: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
-	28, // 47: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
-	38, // 48: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
-	61, // 49: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
-	61, // 50: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
-	28, // 51: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	28, // 52: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	64, // 53: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
-	49, // 54: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
-	64, // 55: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
-	44, // 56: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
-	63, // 57: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
-	59, // 58: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
-	66, // 59: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
-	55, // 60: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
-	0,  // 61: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
-	24, // 62: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
-	29, // 63: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
-	31, // 64: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
-	33, // 65: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
-	34, // 66: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
-	36, // 67: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
-	39, // 68: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
-	41, // 69: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
-	43, // 70: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
-	45, // 71: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
-	47, // 72: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
-	50, // 73: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
-	52, // 74: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
-	54, // 75: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
-	57, // 76: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
-	3,  // 77: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
-	26, // 78: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
-	30, // 79: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
-	32, // 80: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
-	35, // 81: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
-	35, // 82: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
-	37, // 83: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
-	40, // 84: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
-	42, // 85: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
-	44, // 86: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
-	46, // 87: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
-	48, // 88: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
-	51, // 89: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
-	53, // 90: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
-	56, // 91: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
-	57, // 92: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
-	77, // [77:93] is the sub-list for method output_type
-	61, // [61:77] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	0,   // 0: shoal.v1.ManageServerRequest.action:type_name -> shoal.v1.ManageServerRequest.Action
+	5,   // 1: shoal.v1.ScrubReply.servers:type_name -> shoal.v1.ServerScrub
+	75,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
+	79,  // 3: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
+	9,   // 4: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
+	12,  // 5: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
+	13,  // 6: shoal.v1.Op.link:type_name -> shoal.v1.Link
+	14,  // 7: shoal.v1.Op.unlink:type_name -> shoal.v1.Unlink
+	15,  // 8: shoal.v1.Op.rename:type_name -> shoal.v1.Rename
+	16,  // 9: shoal.v1.Op.set_attr:type_name -> shoal.v1.SetAttr
+	17,  // 10: shoal.v1.Op.set_xattr:type_name -> shoal.v1.SetXattr
+	18,  // 11: shoal.v1.Op.remove_xattr:type_name -> shoal.v1.RemoveXattr
+	19,  // 12: shoal.v1.Op.commit:type_name -> shoal.v1.Commit
+	21,  // 13: shoal.v1.Op.alloc_chunks:type_name -> shoal.v1.AllocChunks
+	24,  // 14: shoal.v1.Op.seal_chunks:type_name -> shoal.v1.SealChunks
+	25,  // 15: shoal.v1.Op.release_inodes:type_name -> shoal.v1.ReleaseInodes
+	26,  // 16: shoal.v1.Op.open_session:type_name -> shoal.v1.OpenSession
+	27,  // 17: shoal.v1.Op.close_session:type_name -> shoal.v1.CloseSession
+	32,  // 18: shoal.v1.Op.set_layout:type_name -> shoal.v1.SetLayout
+	28,  // 19: shoal.v1.Op.expire_sessions:type_name -> shoal.v1.ExpireSessions
+	29,  // 20: shoal.v1.Op.init_cluster:type_name -> shoal.v1.InitCluster
+	30,  // 21: shoal.v1.Op.register_server:type_name -> shoal.v1.RegisterServer
+	31,  // 22: shoal.v1.Op.finish_deletions:type_name -> shoal.v1.FinishDeletions
+	34,  // 23: shoal.v1.Op.start_moves:type_name -> shoal.v1.StartMoves
+	35,  // 24: shoal.v1.Op.finish_moves:type_name -> shoal.v1.FinishMoves
+	36,  // 25: shoal.v1.Op.lose_shards:type_name -> shoal.v1.LoseShards
+	37,  // 26: shoal.v1.Op.set_server:type_name -> shoal.v1.SetServer
+	38,  // 27: shoal.v1.Op.remove_server:type_name -> shoal.v1.RemoveServer
+	79,  // 28: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
+	9,   // 29: shoal.v1.Command.op:type_name -> shoal.v1.Op
+	80,  // 30: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
+	80,  // 31: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
+	80,  // 32: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
+	80,  // 33: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
+	23,  // 34: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
+	33,  // 35: shoal.v1.Result.moves:type_name -> shoal.v1.Move
+	81,  // 36: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
+	20,  // 37: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
+	82,  // 38: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
+	22,  // 39: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
+	82,  // 40: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
+	82,  // 41: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
+	20,  // 42: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
+	77,  // 43: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
+	82,  // 44: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
+	33,  // 45: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
+	33,  // 46: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
+	33,  // 47: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
+	40,  // 48: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
+	42,  // 49: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
+	83,  // 50: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
+	79,  // 51: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
+	43,  // 52: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
+	80,  // 53: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
+	80,  // 54: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
+	43,  // 55: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
+	80,  // 56: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
+	43,  // 57: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
+	43,  // 58: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
+	80,  // 59: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
+	81,  // 60: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
+	84,  // 61: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
+	43,  // 62: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
+	53,  // 63: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
+	80,  // 64: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
+	80,  // 65: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
+	43,  // 66: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	43,  // 67: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	83,  // 68: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
+	65,  // 69: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
+	83,  // 70: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
+	59,  // 71: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
+	82,  // 72: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
+	64,  // 73: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
+	78,  // 74: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
+	85,  // 75: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
+	71,  // 76: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
+	74,  // 77: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
+	75,  // 78: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
+	73,  // 79: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
+	84,  // 80: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
+	83,  // 81: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
+	82,  // 82: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
+	8,   // 83: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
+	39,  // 84: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
+	44,  // 85: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
+	46,  // 86: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
+	48,  // 87: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
+	49,  // 88: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
+	51,  // 89: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
+	54,  // 90: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
+	56,  // 91: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
+	58,  // 92: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
+	60,  // 93: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
+	62,  // 94: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
+	66,  // 95: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
+	1,   // 96: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
+	3,   // 97: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
+	6,   // 98: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
+	68,  // 99: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
+	70,  // 100: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
+	76,  // 101: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
+	11,  // 102: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
+	41,  // 103: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
+	45,  // 104: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
+	47,  // 105: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
+	50,  // 106: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
+	50,  // 107: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
+	52,  // 108: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
+	55,  // 109: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
+	57,  // 110: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
+	59,  // 111: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
+	61,  // 112: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
+	63,  // 113: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
+	67,  // 114: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
+	2,   // 115: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
+	4,   // 116: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
+	7,   // 117: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
+	69,  // 118: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
+	72,  // 119: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
+	76,  // 120: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
+	102, // [102:121] is the sub-list for method output_type
+	83,  // [83:102] is the sub-list for method input_type
+	83,  // [83:83] is the sub-list for extension type_name
+	83,  // [83:83] is the sub-list for extension extendee
+	0,   // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_shoalpb_meta_proto_init() }
@@ -4746,7 +6279,7 @@ func file_shoalpb_meta_proto_init() {
 		return
 	}
 	file_shoalpb_types_proto_init()
-	file_shoalpb_meta_proto_msgTypes[1].OneofWrappers = []any{
+	file_shoalpb_meta_proto_msgTypes[8].OneofWrappers = []any{
 		(*Op_MakeNode)(nil),
 		(*Op_Link)(nil),
 		(*Op_Unlink)(nil),
@@ -4760,24 +6293,31 @@ func file_shoalpb_meta_proto_init() {
 		(*Op_ReleaseInodes)(nil),
 		(*Op_OpenSession)(nil),
 		(*Op_CloseSession)(nil),
+		(*Op_SetLayout)(nil),
 		(*Op_ExpireSessions)(nil),
 		(*Op_InitCluster)(nil),
 		(*Op_RegisterServer)(nil),
 		(*Op_FinishDeletions)(nil),
+		(*Op_StartMoves)(nil),
+		(*Op_FinishMoves)(nil),
+		(*Op_LoseShards)(nil),
+		(*Op_SetServer)(nil),
+		(*Op_RemoveServer)(nil),
 	}
-	file_shoalpb_meta_proto_msgTypes[8].OneofWrappers = []any{}
+	file_shoalpb_meta_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shoalpb_meta_proto_rawDesc), len(file_shoalpb_meta_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   60,
+			NumEnums:      1,
+			NumMessages:   78,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
 		GoTypes:           file_shoalpb_meta_proto_goTypes,
 		DependencyIndexes: file_shoalpb_meta_proto_depIdxs,
+		EnumInfos:         file_shoalpb_meta_proto_enumTypes,
 		MessageInfos:      file_shoalpb_meta_proto_msgTypes,
 	}.Build()
 	File_shoalpb_meta_proto = out.File

@@ -34,6 +34,9 @@ const (
 	Meta_Servers_FullMethodName      = "/shoal.v1.Meta/Servers"
 	Meta_Status_FullMethodName       = "/shoal.v1.Meta/Status"
 	Meta_ReportServer_FullMethodName = "/shoal.v1.Meta/ReportServer"
+	Meta_ManageServer_FullMethodName = "/shoal.v1.Meta/ManageServer"
+	Meta_Scrub_FullMethodName        = "/shoal.v1.Meta/Scrub"
+	Meta_Fsck_FullMethodName         = "/shoal.v1.Meta/Fsck"
 )
 
 // MetaClient is the client API for Meta service.
@@ -59,6 +62,12 @@ type MetaClient interface {
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusReply, error)
 	// ReportServer tells that a chunk server failed this client. It speeds suspicion up, it never declares death.
 	ReportServer(ctx context.Context, in *ReportServerRequest, opts ...grpc.CallOption) (*ReportServerReply, error)
+	// ManageServer drains a chunk server, takes that back, or removes it.
+	ManageServer(ctx context.Context, in *ManageServerRequest, opts ...grpc.CallOption) (*ManageServerReply, error)
+	// Scrub has every server read and check all that it holds; asked again, it says how far that is.
+	Scrub(ctx context.Context, in *ScrubRequest, opts ...grpc.CallOption) (*ScrubReply, error)
+	// Fsck checks the metadata, and all servers' inventories against it, while the cluster works.
+	Fsck(ctx context.Context, in *FsckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FsckReply], error)
 }
 
 type metaClient struct {
@@ -202,6 +211,45 @@ func (c *metaClient) ReportServer(ctx context.Context, in *ReportServerRequest, 
 	return out, nil
 }
 
+func (c *metaClient) ManageServer(ctx context.Context, in *ManageServerRequest, opts ...grpc.CallOption) (*ManageServerReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ManageServerReply)
+	err := c.cc.Invoke(ctx, Meta_ManageServer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *metaClient) Scrub(ctx context.Context, in *ScrubRequest, opts ...grpc.CallOption) (*ScrubReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ScrubReply)
+	err := c.cc.Invoke(ctx, Meta_Scrub_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *metaClient) Fsck(ctx context.Context, in *FsckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FsckReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Meta_ServiceDesc.Streams[1], Meta_Fsck_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[FsckRequest, FsckReply]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Meta_FsckClient = grpc.ServerStreamingClient[FsckReply]
+
 // MetaServer is the server API for Meta service.
 // All implementations must embed UnimplementedMetaServer
 // for forward compatibility.
@@ -225,6 +273,12 @@ type MetaServer interface {
 	Status(context.Context, *StatusRequest) (*StatusReply, error)
 	// ReportServer tells that a chunk server failed this client. It speeds suspicion up, it never declares death.
 	ReportServer(context.Context, *ReportServerRequest) (*ReportServerReply, error)
+	// ManageServer drains a chunk server, takes that back, or removes it.
+	ManageServer(context.Context, *ManageServerRequest) (*ManageServerReply, error)
+	// Scrub has every server read and check all that it holds; asked again, it says how far that is.
+	Scrub(context.Context, *ScrubRequest) (*ScrubReply, error)
+	// Fsck checks the metadata, and all servers' inventories against it, while the cluster works.
+	Fsck(*FsckRequest, grpc.ServerStreamingServer[FsckReply]) error
 	mustEmbedUnimplementedMetaServer()
 }
 
@@ -273,6 +327,15 @@ func (UnimplementedMetaServer) Status(context.Context, *StatusRequest) (*StatusR
 }
 func (UnimplementedMetaServer) ReportServer(context.Context, *ReportServerRequest) (*ReportServerReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReportServer not implemented")
+}
+func (UnimplementedMetaServer) ManageServer(context.Context, *ManageServerRequest) (*ManageServerReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method ManageServer not implemented")
+}
+func (UnimplementedMetaServer) Scrub(context.Context, *ScrubRequest) (*ScrubReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Scrub not implemented")
+}
+func (UnimplementedMetaServer) Fsck(*FsckRequest, grpc.ServerStreamingServer[FsckReply]) error {
+	return status.Error(codes.Unimplemented, "method Fsck not implemented")
 }
 func (UnimplementedMetaServer) mustEmbedUnimplementedMetaServer() {}
 func (UnimplementedMetaServer) testEmbeddedByValue()              {}
@@ -518,6 +581,53 @@ func _Meta_ReportServer_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Meta_ManageServer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ManageServerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MetaServer).ManageServer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Meta_ManageServer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MetaServer).ManageServer(ctx, req.(*ManageServerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Meta_Scrub_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ScrubRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MetaServer).Scrub(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Meta_Scrub_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MetaServer).Scrub(ctx, req.(*ScrubRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Meta_Fsck_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(FsckRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(MetaServer).Fsck(m, &grpc.GenericServerStream[FsckRequest, FsckReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Meta_FsckServer = grpc.ServerStreamingServer[FsckReply]
+
 // Meta_ServiceDesc is the grpc.ServiceDesc for Meta service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -573,6 +683,14 @@ var Meta_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ReportServer",
 			Handler:    _Meta_ReportServer_Handler,
 		},
+		{
+			MethodName: "ManageServer",
+			Handler:    _Meta_ManageServer_Handler,
+		},
+		{
+			MethodName: "Scrub",
+			Handler:    _Meta_Scrub_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -580,6 +698,11 @@ var Meta_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _Meta_Session_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "Fsck",
+			Handler:       _Meta_Fsck_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "shoalpb/meta.proto",

@@ -224,6 +224,7 @@ type Attr struct {
 	Parent        uint64                 `protobuf:"fixed64,15,opt,name=parent,proto3" json:"parent,omitempty"`                             // of a directory: its parent; the root's parent is the root
 	Symlink       []byte                 `protobuf:"bytes,16,opt,name=symlink,proto3" json:"symlink,omitempty"`                             // a symlink's target
 	HasXattrs     bool                   `protobuf:"varint,17,opt,name=has_xattrs,json=hasXattrs,proto3" json:"has_xattrs,omitempty"`
+	Layout        *Layout                `protobuf:"bytes,18,opt,name=layout,proto3" json:"layout,omitempty"` // how new data of the file, or of what is made in the directory, is stored; absent: the cluster's default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,6 +378,13 @@ func (x *Attr) GetHasXattrs() bool {
 	return false
 }
 
+func (x *Attr) GetLayout() *Layout {
+	if x != nil {
+		return x.Layout
+	}
+	return nil
+}
+
 // Extent maps a range of a file to where its bytes are. Ranges that no extent covers are holes and read as zeros.
 type Extent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -454,11 +462,14 @@ func (x *Extent) GetData() []byte {
 	return nil
 }
 
-// Layout says how new data is stored.
+// Layout says how the bytes of a chunk lie on servers: in `data` shards, of which any `data` out of `data` + `parity` give
+// all bytes back. With one data shard every shard is a copy. At most 32 shards.
 type Layout struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Replicas      uint32                 `protobuf:"varint,1,opt,name=replicas,proto3" json:"replicas,omitempty"`                    // copies of each chunk
-	MinCopies     uint32                 `protobuf:"varint,2,opt,name=min_copies,json=minCopies,proto3" json:"min_copies,omitempty"` // of these, how many hold the bytes before a write counts
+	MinShards     uint32                 `protobuf:"varint,2,opt,name=min_shards,json=minShards,proto3" json:"min_shards,omitempty"` // shards that hold bytes before a write counts; 0: the default
+	Data          uint32                 `protobuf:"varint,3,opt,name=data,proto3" json:"data,omitempty"`                            // 0: the cluster's default layout
+	Parity        uint32                 `protobuf:"varint,4,opt,name=parity,proto3" json:"parity,omitempty"`                        // so many servers may be lost
+	Cell          uint32                 `protobuf:"varint,5,opt,name=cell,proto3" json:"cell,omitempty"`                            // bytes: the chunk's bytes go cell after cell to one data shard after the other; 0 for copies
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -493,16 +504,30 @@ func (*Layout) Descriptor() ([]byte, []int) {
 	return file_shoalpb_types_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *Layout) GetReplicas() uint32 {
+func (x *Layout) GetMinShards() uint32 {
 	if x != nil {
-		return x.Replicas
+		return x.MinShards
 	}
 	return 0
 }
 
-func (x *Layout) GetMinCopies() uint32 {
+func (x *Layout) GetData() uint32 {
 	if x != nil {
-		return x.MinCopies
+		return x.Data
+	}
+	return 0
+}
+
+func (x *Layout) GetParity() uint32 {
+	if x != nil {
+		return x.Parity
+	}
+	return 0
+}
+
+func (x *Layout) GetCell() uint32 {
+	if x != nil {
+		return x.Cell
 	}
 	return 0
 }
@@ -511,8 +536,9 @@ func (x *Layout) GetMinCopies() uint32 {
 type ChunkInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
-	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"` // committed length, bytes: readers may read below it from any server named here
-	Servers       []uint32               `protobuf:"varint,3,rep,packed,name=servers,proto3" json:"servers,omitempty"`
+	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`          // committed length, bytes: readers may read below it from any server named here
+	Servers       []uint32               `protobuf:"varint,3,rep,packed,name=servers,proto3" json:"servers,omitempty"` // by the number of their shard; 0: that shard is nowhere, or not known to be whole
+	Layout        *Layout                `protobuf:"bytes,4,opt,name=layout,proto3" json:"layout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -568,6 +594,13 @@ func (x *ChunkInfo) GetServers() []uint32 {
 	return nil
 }
 
+func (x *ChunkInfo) GetLayout() *Layout {
+	if x != nil {
+		return x.Layout
+	}
+	return nil
+}
+
 // ServerInfo is a chunk server as the leading metaserver sees it.
 type ServerInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -584,6 +617,9 @@ type ServerInfo struct {
 	BytesRead     uint64                 `protobuf:"varint,11,opt,name=bytes_read,json=bytesRead,proto3" json:"bytes_read,omitempty"`          // since the server's start
 	BytesWritten  uint64                 `protobuf:"varint,12,opt,name=bytes_written,json=bytesWritten,proto3" json:"bytes_written,omitempty"` // since the server's start
 	Problem       string                 `protobuf:"bytes,13,opt,name=problem,proto3" json:"problem,omitempty"`                                // what is wrong with it, empty when nothing is
+	Draining      bool                   `protobuf:"varint,14,opt,name=draining,proto3" json:"draining,omitempty"`                             // what it holds goes elsewhere, nothing new comes
+	Shards        uint64                 `protobuf:"varint,15,opt,name=shards,proto3" json:"shards,omitempty"`                                 // shards of chunks that metadata places on it
+	Progress      string                 `protobuf:"bytes,16,opt,name=progress,proto3" json:"progress,omitempty"`                              // what a drain waits for, or what a scrub has done; empty when there is nothing to say
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -709,6 +745,27 @@ func (x *ServerInfo) GetProblem() string {
 	return ""
 }
 
+func (x *ServerInfo) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+func (x *ServerInfo) GetShards() uint64 {
+	if x != nil {
+		return x.Shards
+	}
+	return 0
+}
+
+func (x *ServerInfo) GetProgress() string {
+	if x != nil {
+		return x.Progress
+	}
+	return ""
+}
+
 // DiskInfo is one data directory of a chunk server.
 type DiskInfo struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -720,7 +777,10 @@ type DiskInfo struct {
 	Error    string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"` // what made it unusable, empty while it works
 	// Names the file system that the directory lies on: the same for all directories on it, of whatever server, as long as it
 	// stays mounted, and another for every other file system. Only to be compared. Empty while it is not known.
-	Filesystem    string `protobuf:"bytes,7,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
+	Filesystem string `protobuf:"bytes,7,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
+	// How long writes and reads of the disk took lately, nanoseconds in the mean; 0: there were none.
+	WriteNs       uint64 `protobuf:"varint,8,opt,name=write_ns,json=writeNs,proto3" json:"write_ns,omitempty"`
+	ReadNs        uint64 `protobuf:"varint,9,opt,name=read_ns,json=readNs,proto3" json:"read_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -804,6 +864,20 @@ func (x *DiskInfo) GetFilesystem() string {
 	return ""
 }
 
+func (x *DiskInfo) GetWriteNs() uint64 {
+	if x != nil {
+		return x.WriteNs
+	}
+	return 0
+}
+
+func (x *DiskInfo) GetReadNs() uint64 {
+	if x != nil {
+		return x.ReadNs
+	}
+	return 0
+}
+
 // ErrorDetail travels in a gRPC status for errors that are not results of a file-system operation.
 type ErrorDetail struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -873,7 +947,7 @@ const file_shoalpb_types_proto_rawDesc = "" +
 	"\x04Cred\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x16\n" +
-	"\x06groups\x18\x03 \x03(\rR\x06groups\"\x96\x03\n" +
+	"\x06groups\x18\x03 \x03(\rR\x06groups\"\xc0\x03\n" +
 	"\x04Attr\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x06R\x05inode\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x14\n" +
@@ -893,21 +967,25 @@ const file_shoalpb_types_proto_rawDesc = "" +
 	"\x06parent\x18\x0f \x01(\x06R\x06parent\x12\x18\n" +
 	"\asymlink\x18\x10 \x01(\fR\asymlink\x12\x1d\n" +
 	"\n" +
-	"has_xattrs\x18\x11 \x01(\bR\thasXattrs\"\x85\x01\n" +
+	"has_xattrs\x18\x11 \x01(\bR\thasXattrs\x12(\n" +
+	"\x06layout\x18\x12 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\"\x85\x01\n" +
 	"\x06Extent\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x14\n" +
 	"\x05chunk\x18\x03 \x01(\x06R\x05chunk\x12!\n" +
 	"\fchunk_offset\x18\x04 \x01(\x04R\vchunkOffset\x12\x12\n" +
-	"\x04data\x18\x05 \x01(\fR\x04data\"C\n" +
-	"\x06Layout\x12\x1a\n" +
-	"\breplicas\x18\x01 \x01(\rR\breplicas\x12\x1d\n" +
+	"\x04data\x18\x05 \x01(\fR\x04data\"m\n" +
+	"\x06Layout\x12\x1d\n" +
 	"\n" +
-	"min_copies\x18\x02 \x01(\rR\tminCopies\"M\n" +
+	"min_shards\x18\x02 \x01(\rR\tminShards\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\rR\x04data\x12\x16\n" +
+	"\x06parity\x18\x04 \x01(\rR\x06parity\x12\x12\n" +
+	"\x04cell\x18\x05 \x01(\rR\x04cellJ\x04\b\x01\x10\x02\"w\n" +
 	"\tChunkInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x18\n" +
-	"\aservers\x18\x03 \x03(\rR\aservers\"\xde\x03\n" +
+	"\aservers\x18\x03 \x03(\rR\aservers\x12(\n" +
+	"\x06layout\x18\x04 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\"\xae\x04\n" +
 	"\n" +
 	"ServerInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x18\n" +
@@ -925,10 +1003,13 @@ const file_shoalpb_types_proto_rawDesc = "" +
 	"\n" +
 	"bytes_read\x18\v \x01(\x04R\tbytesRead\x12#\n" +
 	"\rbytes_written\x18\f \x01(\x04R\fbytesWritten\x12\x18\n" +
-	"\aproblem\x18\r \x01(\tR\aproblem\x1a9\n" +
+	"\aproblem\x18\r \x01(\tR\aproblem\x12\x1a\n" +
+	"\bdraining\x18\x0e \x01(\bR\bdraining\x12\x16\n" +
+	"\x06shards\x18\x0f \x01(\x04R\x06shards\x12\x1a\n" +
+	"\bprogress\x18\x10 \x01(\tR\bprogress\x1a9\n" +
 	"\vDomainEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb0\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +
 	"\bDiskInfo\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1a\n" +
@@ -938,7 +1019,9 @@ const file_shoalpb_types_proto_rawDesc = "" +
 	"\x05error\x18\x06 \x01(\tR\x05error\x12\x1e\n" +
 	"\n" +
 	"filesystem\x18\a \x01(\tR\n" +
-	"filesystem\"\x8d\x02\n" +
+	"filesystem\x12\x19\n" +
+	"\bwrite_ns\x18\b \x01(\x04R\awriteNs\x12\x17\n" +
+	"\aread_ns\x18\t \x01(\x04R\x06readNs\"\x8d\x02\n" +
 	"\vErrorDetail\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.shoal.v1.ErrorDetail.KindR\x04kind\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\tR\x06leader\x12\x14\n" +
@@ -988,15 +1071,17 @@ var file_shoalpb_types_proto_goTypes = []any{
 	nil,                   // 10: shoal.v1.ServerInfo.DomainEntry
 }
 var file_shoalpb_types_proto_depIdxs = []int32{
-	0,  // 0: shoal.v1.ServerInfo.state:type_name -> shoal.v1.ServerState
-	10, // 1: shoal.v1.ServerInfo.domain:type_name -> shoal.v1.ServerInfo.DomainEntry
-	8,  // 2: shoal.v1.ServerInfo.disks:type_name -> shoal.v1.DiskInfo
-	1,  // 3: shoal.v1.ErrorDetail.kind:type_name -> shoal.v1.ErrorDetail.Kind
-	4,  // [4:4] is the sub-list for method output_type
-	4,  // [4:4] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	5,  // 0: shoal.v1.Attr.layout:type_name -> shoal.v1.Layout
+	5,  // 1: shoal.v1.ChunkInfo.layout:type_name -> shoal.v1.Layout
+	0,  // 2: shoal.v1.ServerInfo.state:type_name -> shoal.v1.ServerState
+	10, // 3: shoal.v1.ServerInfo.domain:type_name -> shoal.v1.ServerInfo.DomainEntry
+	8,  // 4: shoal.v1.ServerInfo.disks:type_name -> shoal.v1.DiskInfo
+	1,  // 5: shoal.v1.ErrorDetail.kind:type_name -> shoal.v1.ErrorDetail.Kind
+	6,  // [6:6] is the sub-list for method output_type
+	6,  // [6:6] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_shoalpb_types_proto_init() }

@@ -34,8 +34,9 @@ import (
 type Meta interface {
 	// Commit applies c exactly once, however often it must be asked. When it returned, Extents shows what c published.
 	Commit(ctx context.Context, c *pb.Commit) (*pb.Result, error)
-	// AllocChunks takes up to count new chunks for the policy of an inode (0: the root's). EAGAIN: too few servers are up.
-	AllocChunks(ctx context.Context, inode uint64, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error)
+	// AllocChunks takes up to count new chunks of a layout (zero: the cluster's default), or of what can be done of it now.
+	// EAGAIN: too few servers are up.
+	AllocChunks(ctx context.Context, layout chunk.Layout, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error)
 	// SealChunks gives chunks up.
 	SealChunks(ctx context.Context, chunks []*pb.ChunkCommit) error
 	// Extents answers from what is cached under the lease, unless fresh. length 0: to the end of the extent block.

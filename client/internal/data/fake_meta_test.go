@@ -231,7 +231,7 @@ func (m *fakeMeta) setSize(inode, size uint64) *pb.Attr {
 	return proto.CloneOf(f.attr)
 }
 
-func (m *fakeMeta) AllocChunks(ctx context.Context, _ uint64, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error) {
+func (m *fakeMeta) AllocChunks(ctx context.Context, _ chunk.Layout, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.allocErr != nil {
@@ -256,7 +256,7 @@ func (m *fakeMeta) AllocChunks(ctx context.Context, _ uint64, count int, avoid [
 	slices.Sort(good)
 	var out []*pb.AllocatedChunk
 	for range count {
-		a := &pb.AllocatedChunk{Id: uint64(m.next), Layout: &pb.Layout{Replicas: uint32(m.replicas), MinCopies: uint32(m.minimum)}}
+		a := &pb.AllocatedChunk{Id: uint64(m.next), Layout: chunk.Copies(m.replicas).WithMin(m.minimum).Proto()}
 		for i := range min(m.replicas, len(good)) {
 			a.Servers = append(a.Servers, uint32(good[(int(m.next)+i)%len(good)]))
 		}

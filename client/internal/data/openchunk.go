@@ -71,9 +71,12 @@ type target struct {
 
 func newOpenChunk(w *writer, a *pb.AllocatedChunk, session uint64) *openChunk {
 	now := time.Now()
-	c := &openChunk{w: w, id: chunk.ID(a.Id), minimum: max(1, int(a.GetLayout().GetMinCopies())), session: session,
+	c := &openChunk{w: w, id: chunk.ID(a.Id), minimum: max(1, chunk.LayoutOf(a.Layout).Min), session: session,
 		held: map[*frame]struct{}{}, unsynced: map[uint64]uint64{}, made: now, used: now}
 	for _, id := range a.Servers {
+		if id == 0 { // there were not enough servers
+			continue
+		}
 		t := &target{c: c, server: chunk.ServerID(id), live: true}
 		t.cond.init(&w.mu)
 		c.targets = append(c.targets, t)

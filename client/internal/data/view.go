@@ -309,12 +309,14 @@ func locateIn(chunks []*pb.ChunkInfo, e *pb.Extent, skip uint64, n int) (locatio
 		if c.Id != e.Chunk {
 			continue
 		}
-		loc := location{chunk: chunk.ID(c.Id), off: e.ChunkOffset + skip, n: n, length: c.Length, servers: make([]chunk.ServerID, len(c.Servers))}
+		loc := location{chunk: chunk.ID(c.Id), off: e.ChunkOffset + skip, n: n, length: c.Length, servers: make([]chunk.ServerID, 0, len(c.Servers))}
 		if e.ChunkOffset > c.Length || skip+uint64(n) > c.Length-e.ChunkOffset {
 			return loc, fserr.New(syscall.EIO, "chunk %v ends at %d, an extent names %d bytes at %d", loc.chunk, c.Length, e.Length, e.ChunkOffset)
 		}
-		for i, s := range c.Servers {
-			loc.servers[i] = chunk.ServerID(s)
+		for _, s := range c.Servers {
+			if s != 0 {
+				loc.servers = append(loc.servers, chunk.ServerID(s))
+			}
 		}
 		return loc, nil
 	}

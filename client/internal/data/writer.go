@@ -461,10 +461,10 @@ func (w *writer) placeWaiting() {
 func (w *writer) allocate(ctx context.Context, count int) error {
 	gen := w.meta.SessionGen()
 	avoid := w.health.avoided()
-	chunks, err := w.meta.AllocChunks(ctx, 0, count, avoid)
+	chunks, err := w.meta.AllocChunks(ctx, chunk.Layout{}, count, avoid)
 	if err != nil && len(avoid) > 0 && fserr.Errno(err) == syscall.EAGAIN {
 		// Better one that failed a while ago than none: the metaserver knows which are up.
-		chunks, err = w.meta.AllocChunks(ctx, 0, count, nil)
+		chunks, err = w.meta.AllocChunks(ctx, chunk.Layout{}, count, nil)
 	}
 	if err != nil {
 		return fmt.Errorf("allocate chunks: %w", err)

@@ -19,9 +19,10 @@ func (c *Client) Commit(ctx context.Context, op *pb.Commit) (*pb.Result, error) 
 	return c.Mutate(ctx, credNone, &pb.Op{Op: &pb.Op_Commit{Commit: op}})
 }
 
-// AllocChunks takes new chunks for an inode's data. EAGAIN: too few chunk servers are healthy now.
-func (c *Client) AllocChunks(ctx context.Context, inode uint64, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error) {
-	op := &pb.AllocChunks{Count: uint32(count), Inode: inode}
+// AllocChunks takes new chunks of a layout, of the cluster's default one if it is zero. Those that come may be of another
+// layout, when too few servers are up for the one wanted. EAGAIN: too few chunk servers are healthy now.
+func (c *Client) AllocChunks(ctx context.Context, layout chunk.Layout, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error) {
+	op := &pb.AllocChunks{Count: uint32(count), Want: layout.Proto()}
 	for _, s := range avoid {
 		op.Avoid = append(op.Avoid, uint32(s))
 	}
