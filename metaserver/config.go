@@ -30,6 +30,7 @@ type Config struct {
 	SuspectAfter time.Duration // silence that makes a chunk server suspect; 3 s
 	DeadAfter    time.Duration // silence that makes it dead; 30 s
 	Replicas     int           // copies of a chunk; 3
+	RepairRate   int64         // bytes a second that one chunk server may write for repair; 256 MiB, negative: no limit
 
 	// Raft's election timeout and the interval of its heartbeats follow from this; 500 ms.
 	HeartbeatTimeout time.Duration
@@ -39,6 +40,7 @@ type Config struct {
 
 const (
 	defaultReplicas        = 3
+	defaultRepairRate      = 256 << 20
 	defaultLeaderlessAfter = 15 * time.Second
 )
 
@@ -67,6 +69,9 @@ func (c Config) withDefaults() (Config, error) {
 	c.SuspectAfter = orDefault(c.SuspectAfter, liveness.DefaultSuspectAfter)
 	c.DeadAfter = orDefault(c.DeadAfter, liveness.DefaultDeadAfter)
 	c.LeaderlessAfter = orDefault(c.LeaderlessAfter, defaultLeaderlessAfter)
+	if c.RepairRate == 0 {
+		c.RepairRate = defaultRepairRate
+	}
 	if c.Replicas <= 0 {
 		c.Replicas = defaultReplicas
 	}

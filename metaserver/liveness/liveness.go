@@ -43,6 +43,8 @@ type Server struct {
 	UUID    string
 	Address string
 	Domain  map[string]string
+	// Draining: nothing new goes there.
+	Draining bool
 }
 
 // Tracker is safe for concurrent use.
@@ -73,8 +75,6 @@ type server struct {
 // Inventory is what the last complete inventory of a server showed, compared with the metadata.
 type Inventory struct {
 	Done    bool
-	Missing uint64 // copies that metadata names and the server has not, or not whole
-	Bad     uint64 // copies that the server itself found bad
 	Foreign uint64 // chunks of an id that this cluster never gave out
 }
 
@@ -108,7 +108,7 @@ func (t *Tracker) Add(s Server) {
 		t.announce()
 		return
 	}
-	if old.Address != s.Address || !maps.Equal(old.Domain, s.Domain) || old.UUID != s.UUID {
+	if old.Address != s.Address || old.Draining != s.Draining || !maps.Equal(old.Domain, s.Domain) || old.UUID != s.UUID {
 		old.Server = s
 		t.announce()
 	}
@@ -175,13 +175,42 @@ func (t *Tracker) SetInventory(id chunk.ServerID, inv Inventory) {
 	}
 }
 
-// AddCorrupt counts copies that were found missing or damaged since the last inventory.
-func (t *Tracker) AddCorrupt(id chunk.ServerID, n uint64) {
+// SetDraining says whether a server is to be emptied.
+func (t *Tracker) SetDraining(id chunk.ServerID, draining bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.servers[id]; s != nil && s.Draining != draining {
+		s.Draining = draining
+		t.announce()
+	}
+}
+
+// Draining tells whether a server is to be emptied.
+func (t *Tracker) Draining(id chunk.ServerID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.servers[id]
+	return s != nil && s.Draining
+}
+
+// Remove forgets a server.
+func (t *Tracker) Remove(id chunk.ServerID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.servers[id] != nil {
+		delete(t.servers, id)
+		t.announce()
+	}
+}
+
+// Domain is where a server stands, widest domain first; nil if it is not known.
+func (t *Tracker) Domain(id chunk.ServerID) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.servers[id]; s != nil {
-		s.inventory.Bad += n
+		return s.path()
 	}
+	return nil
 }
 
 // Poll returns the changes of state since it was called last. It is to be called several times a second.
@@ -248,10 +277,6 @@ func (t *Tracker) reason(s *server, now time.Time) string {
 		return "a client reports: " + s.report
 	case s.diskErrors > 0:
 		return fmt.Sprintf("%d of %d disks failed", s.diskErrors, len(s.disks))
-	case s.inventory.Missing > 0:
-		return fmt.Sprintf("%d chunk copies are missing or too short", s.inventory.Missing)
-	case s.inventory.Bad > 0:
-		return fmt.Sprintf("%d chunk copies were found damaged or missing", s.inventory.Bad)
 	case s.inventory.Foreign > 0:
 		return fmt.Sprintf("%d chunks are of no id that this cluster gave out; left alone", s.inventory.Foreign)
 	case s.heard && s.capacity > 0 && s.free == 0:
@@ -272,7 +297,7 @@ func (t *Tracker) Candidates(want int, avoid []uint32) []*pb.Candidate {
 	now := time.Now()
 	var best, reported, avoided []*pb.Candidate
 	for _, s := range t.servers {
-		if !s.heard || s.free == 0 || now.Sub(s.seen) >= t.cfg.SuspectAfter {
+		if !s.heard || s.free == 0 || s.Draining || now.Sub(s.seen) >= t.cfg.SuspectAfter {
 			continue
 		}
 		c := &pb.Candidate{Server: uint32(s.ID), Weight: s.free, Domain: s.path()}
@@ -320,12 +345,13 @@ func (t *Tracker) Servers() []*pb.ServerInfo {
 func (t *Tracker) info(s *server, now time.Time) *pb.ServerInfo {
 	disks := make([]*pb.DiskInfo, len(s.disks))
 	for i, d := range s.disks {
-		disks[i] = &pb.DiskInfo{Uuid: d.Uuid, Path: d.Path, Capacity: d.Capacity, Free: d.Free, Chunks: d.Chunks, Error: d.Error, Filesystem: d.Filesystem}
+		disks[i] = &pb.DiskInfo{Uuid: d.Uuid, Path: d.Path, Capacity: d.Capacity, Free: d.Free, Chunks: d.Chunks, Error: d.Error, Filesystem: d.Filesystem,
+			WriteNs: d.WriteNs, ReadNs: d.ReadNs, Used: d.Used}
 	}
 	return &pb.ServerInfo{
 		Id: uint32(s.ID), Address: s.Address, Uuid: s.UUID, Domain: maps.Clone(s.Domain),
 		State: t.state(s, now), Problem: t.reason(s, now), LastSeenMs: uint64(now.Sub(s.seen).Milliseconds()),
 		Capacity: s.capacity, Free: s.free, Chunks: s.chunks, Disks: disks,
-		BytesRead: s.read, BytesWritten: s.written,
+		BytesRead: s.read, BytesWritten: s.written, Draining: s.Draining,
 	}
 }

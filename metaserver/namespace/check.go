@@ -61,7 +61,7 @@ type checkedChunk struct {
 	*ChunkRecord
 	live          uint64
 	copies, owned int
-	degraded      bool // by the index of those that lack shards
+	indexed       bool // as degraded
 }
 
 func (c *checker) report(format string, args ...any) {
@@ -326,9 +326,9 @@ func (c *checker) readCopies() {
 	c.each(bDegraded, 8, func(k, _ []byte) error {
 		id := chunk.ID(binary.BigEndian.Uint64(k))
 		if ch := c.chunks[id]; ch == nil {
-			c.report("chunk %v lacks shards, says an index, but does not exist", id)
+			c.report("chunk %v is in the index of degraded ones, but does not exist", id)
 		} else {
-			ch.degraded = true
+			ch.indexed = true
 		}
 		return nil
 	})
@@ -416,8 +416,8 @@ func (c *checker) checkChunks() {
 		if owned := min(ch.Owner, 1); uint64(ch.owned) != owned {
 			c.report("chunk %v: owner %d, %d in the index of written chunks", id, ch.Owner, ch.owned)
 		}
-		if ch.degraded != (ch.Owner == 0 && !ch.Full()) {
-			c.report("chunk %v: %d of %d shards are whole, in the index of those that lack some: %t", id, ch.Holders(), ch.Layout.Width(), ch.degraded)
+		if ch.indexed != ch.degraded() {
+			c.report("chunk %v: %d of %d shards are whole, %d on the move; in the index of degraded ones: %t", id, ch.Holders(), ch.Layout.Width(), len(ch.Moves), ch.indexed)
 		}
 		c.checkShards(ch)
 	}

@@ -159,7 +159,11 @@ func (cs *chunkSet) flush() error {
 	return nil
 }
 
-// putChunk records a chunk with its place among those that lack shards.
+// degraded tells whether a chunk is among those that repair has to look at: sealed, and without all its shards, or with some
+// on the move.
+func (c *ChunkRecord) degraded() bool { return c.Owner == 0 && (!c.Full() || len(c.Moves) > 0) }
+
+// putChunk records a chunk, and whether it is degraded.
 func (x *tx) putChunk(c *changedChunk) error {
 	if c.Owner == 0 && c.before.Owner != 0 {
 		if err := x.disown(c); err != nil {
@@ -167,7 +171,7 @@ func (x *tx) putChunk(c *changedChunk) error {
 		}
 	}
 	key := key8(uint64(c.ID))
-	was := c.before.Owner == 0 && !c.before.Full()
+	was := c.before.degraded()
 	if c.Owner == 0 && c.Live == 0 {
 		c.Copies(x.dropCopy)
 		x.Delete(bChunk, key)
@@ -176,7 +180,7 @@ func (x *tx) putChunk(c *changedChunk) error {
 		}
 		return x.subtract(&x.c.chunks, 1, "chunks")
 	}
-	switch is := c.Owner == 0 && !c.Full(); {
+	switch is := c.degraded(); {
 	case is && !was:
 		x.Put(bDegraded, key, present)
 	case was && !is:
