@@ -47,9 +47,22 @@ func TestUsageErrors(t *testing.T) {
 		{"rm local", "local path"},
 		{"mkdir -m 999 shoal:/a", "octal"},
 		{"df shoal:/", "unexpected argument"},
-		{"servers drain", "unexpected argument"},
+		{"servers drain", "the number of a chunk server is missing"},
+		{"servers drain three", "chunk server three"},
+		{"servers undrain 0", "chunk server 0"},
+		{"servers remove 4294967296", "chunk server 4294967296"},
+		{"servers remove 1 2", "unexpected argument \"2\""},
+		{"servers lose 1", "unexpected argument \"lose\""},
 		{"policy", "policy get"},
-		{"policy set x", "unknown command"},
+		{"policy apply x", "unknown command"},
+		{"policy get local", "shoal:/path"},
+		{"policy set shoal:/x", "a path or a policy is missing"},
+		{"policy set local replicas=2", "shoal:/path"},
+		{"policy set shoal:/x replicas=0", "replicas=0"},
+		{"policy set shoal:/x ec=4", "ec=4"},
+		{"policy set shoal:/x ec=4+0", "ec=K+M"},
+		{"policy set shoal:/x ec=4+2,min-copies=3", "min-copies=3"},
+		{"policy set shoal:/x many", "or default"},
 		{"completion tcsh", "unknown shell"},
 		{"help nothing", "no such command"},
 		{"meta --data d", "--id"},
@@ -397,13 +410,35 @@ func TestWhatTheClusterSaysOfItself(t *testing.T) {
 	if got := must(t, "df", "-h"); !strings.Contains(got, "Avail") {
 		t.Error(got)
 	}
-	if got := must(t, "policy", "get", "shoal:/"); got != "shoal:/: replicas=3, 2 of 3 before a write counts\n" {
-		t.Errorf("%q", got)
+}
+
+func TestPolicies(t *testing.T) {
+	dir := onCluster(t)
+	get := func(path, want string) {
+		t.Helper()
+		if got := must(t, "policy", "get", path); got != path+": "+want+"\n" {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
-	if p := fromJSON[jsonPolicy](t, must(t, "policy", "get", "--json", "shoal:/")); p.Policy != "replicas=3" || p.MinCopies != 2 {
+	must(t, "mkdir", dir+"/old")
+	get(dir, "replicas=3, 2 of 3 before a write counts; the cluster's default")
+	must(t, "policy", "set", dir, "ec=2+1")
+	must(t, "mkdir", dir+"/new")
+	get(dir, "ec=2+1, 3 of 3 before a write counts; its own")
+	get(dir+"/new", "ec=2+1, 3 of 3 before a write counts; its own")
+	get(dir+"/old", "replicas=3, 2 of 3 before a write counts; the cluster's default")
+	if p := fromJSON[jsonPolicy](t, must(t, "policy", "get", "--json", dir+"/new")); !p.Own || p.jsonLayout != (jsonLayout{"ec=2+1", 2, 1, 3}) {
 		t.Errorf("%+v", p)
 	}
-	fails(t, exitFailed, []string{"no such file"}, "policy", "get", "shoal:/no such thing")
+	must(t, "policy", "set", dir, "replicas=2,min-copies=1")
+	get(dir, "replicas=2,min-copies=1, 1 of 2 before a write counts; its own")
+	must(t, "policy", "set", dir, "default")
+	if p := fromJSON[jsonPolicy](t, must(t, "policy", "get", "--json", dir)); p.Own || p.Policy != "replicas=3" || p.MinCopies != 2 {
+		t.Errorf("%+v", p)
+	}
+	fails(t, exitFailed, []string{dir + "/no such thing: no such file"}, "policy", "get", dir+"/no such thing")
+	fails(t, exitFailed, []string{dir + "/no such thing: no such file"}, "policy", "set", dir+"/no such thing", "replicas=2")
+	fails(t, exitFailed, []string{dir + ": ec=4+2 needs 6 chunk servers"}, "policy", "set", dir, "ec=4+2")
 }
 
 func TestFormats(t *testing.T) {

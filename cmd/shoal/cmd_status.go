@@ -3,10 +3,8 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -72,29 +70,6 @@ type jsonMember struct {
 	State   string `json:"state"`
 }
 
-type jsonServer struct {
-	ID           uint32            `json:"id"`
-	Address      string            `json:"address"`
-	State        string            `json:"state"`
-	Problem      string            `json:"problem,omitempty"`
-	Domain       map[string]string `json:"domain,omitempty"`
-	Capacity     uint64            `json:"capacity"`
-	Free         uint64            `json:"free"`
-	Chunks       uint64            `json:"chunks"`
-	LastSeenMS   uint64            `json:"last_seen_ms"`
-	BytesRead    uint64            `json:"bytes_read"`
-	BytesWritten uint64            `json:"bytes_written"`
-	Disks        []jsonDisk        `json:"disks"`
-}
-
-type jsonDisk struct {
-	Path     string `json:"path"`
-	Capacity uint64 `json:"capacity"`
-	Free     uint64 `json:"free"`
-	Chunks   uint64 `json:"chunks"`
-	Error    string `json:"error,omitempty"`
-}
-
 func statusToJSON(st *pb.StatusReply) jsonStatus {
 	j := jsonStatus{
 		Cluster: st.Cluster, Problems: append([]string{}, st.Problems...), Files: st.Inodes, Bytes: st.FileBytes, Chunks: st.Chunks,
@@ -109,29 +84,6 @@ func statusToJSON(st *pb.StatusReply) jsonStatus {
 		j.Metaservers = append(j.Metaservers, jsonMember{m.Id, m.Address, m.Leader, m.State})
 	}
 	return j
-}
-
-func serversToJSON(list []*pb.ServerInfo) []jsonServer {
-	out := []jsonServer{}
-	for _, s := range byID(list) {
-		j := jsonServer{
-			ID: s.Id, Address: s.Address, State: serverState(s.State), Problem: s.Problem, Domain: s.Domain, Capacity: s.Capacity, Free: s.Free,
-			Chunks: s.Chunks, LastSeenMS: s.LastSeenMs, BytesRead: s.BytesRead, BytesWritten: s.BytesWritten, Disks: []jsonDisk{},
-		}
-		for _, d := range s.Disks {
-			j.Disks = append(j.Disks, jsonDisk{d.Path, d.Capacity, d.Free, d.Chunks, d.Error})
-		}
-		out = append(out, j)
-	}
-	return out
-}
-
-func byID(list []*pb.ServerInfo) []*pb.ServerInfo {
-	return slices.SortedFunc(slices.Values(list), func(a, b *pb.ServerInfo) int { return int(a.Id) - int(b.Id) })
-}
-
-func serverState(s pb.ServerState) string {
-	return strings.ToLower(strings.TrimPrefix(s.String(), "SERVER_STATE_"))
 }
 
 func writeStatus(w io.Writer, st *pb.StatusReply) error {
@@ -177,30 +129,5 @@ func writeStatus(w io.Writer, st *pb.StatusReply) error {
 func layoutString(l *pb.Layout) string {
 	layout := chunk.LayoutOf(l)
 	layout.Cell = 0
-	return fmt.Sprintf("%v, %d of %d before a write counts", layout, layout.Min, layout.Width())
-}
-
-func writeServers(w io.Writer, list []*pb.ServerInfo) error {
-	rows := [][]string{{"ID", "Address", "State", "Seen", "Capacity", "Free", "Chunks", "Where", "Problem"}}
-	for _, s := range byID(list) {
-		seen := "now"
-		if s.LastSeenMs >= 2000 {
-			seen = (time.Duration(s.LastSeenMs) * time.Millisecond).Round(time.Second).String() + " ago"
-		}
-		rows = append(rows, []string{strconv.FormatUint(uint64(s.Id), 10), s.Address, serverState(s.State), seen, humanSize(s.Capacity), humanSize(s.Free),
-			strconv.FormatUint(s.Chunks, 10), where(s.Domain), s.Problem})
-	}
-	return table(w, rows, 0, 4, 5, 6)
-}
-
-func where(domain map[string]string) string {
-	var parts []string
-	for k, v := range domain {
-		parts = append(parts, k+"="+v)
-	}
-	slices.Sort(parts)
-	if len(parts) == 0 {
-		return "-"
-	}
-	return strings.Join(parts, ",")
+	return fmt.Sprintf("%v, %s", layout, counts(layout.Min, layout.Width()))
 }
