@@ -127,6 +127,16 @@ func (c *copies) stop(ids []chunk.ID) {
 	for _, j := range ending {
 		<-j.done
 	}
+	// Nor may a copy be reported any more that is about to be deleted.
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.results = slices.DeleteFunc(c.results, func(r *pb.CopyResult) bool {
+		gone := slices.Contains(ids, chunk.ID(r.Stored))
+		if gone {
+			delete(c.known, chunk.ID(r.Stored))
+		}
+		return gone
+	})
 }
 
 // report returns results. They are not returned again: when a report gets lost, the order is repeated.
