@@ -36,6 +36,7 @@ type Config struct {
 	Reserve    uint64        // bytes kept free on each disk; 0: 1 GiB or 1% of it, whichever is less
 	Heartbeat  time.Duration // 0: one second
 	ReadMemory int64         // bytes of replies on their way to clients; 0: 256 MiB
+	ScrubRate  int64         // bytes a second that are read to check what is there; 0: 8 MiB, negative: nothing is checked
 }
 
 const (

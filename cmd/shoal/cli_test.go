@@ -53,6 +53,14 @@ func TestUsageErrors(t *testing.T) {
 		{"servers remove 4294967296", "chunk server 4294967296"},
 		{"servers remove 1 2", "unexpected argument \"2\""},
 		{"servers lose 1", "unexpected argument \"lose\""},
+		{"chunk --data d --meta h:1 --scrub-rate fast", "--scrub-rate fast: invalid argument, want bytes a second, such as 8M, or off"},
+		{"chunk --data d --meta h:1 --scrub-rate 0", "--scrub-rate 0"},
+		{"chunk --data d --meta h:1 --scrub-rate unlimited", "or off"},
+		{"up --scrub-rate -1", "--scrub-rate -1"},
+		{"up --repair-rate off", "or unlimited"},
+		{"meta --id 1 --data d --repair-rate 1e3", "--repair-rate 1e3"},
+		{"scrub all", "unexpected argument \"all\""},
+		{"fsck shoal:/x", "unexpected argument"},
 		{"policy", "policy get"},
 		{"policy apply x", "unknown command"},
 		{"policy get local", "shoal:/path"},
@@ -445,6 +453,17 @@ func TestFormats(t *testing.T) {
 	for n, want := range map[uint64]string{0: "0", 1023: "1023", 1024: "1.0K", 1025: "1.1K", 10 << 10: "10K", 10<<10 + 1: "11K", 1<<20 - 1: "1.0M", 5 << 30: "5.0G", 1<<64 - 1: "16E"} {
 		if got := humanSize(n); got != want {
 			t.Errorf("humanSize(%d) = %s, want %s", n, got, want)
+		}
+	}
+	for text, want := range map[string]int64{"1": 1, "500K": 500 << 10, "8M": 8 << 20, "8MiB/s": 8 << 20, "1.5g": 3 << 29, "2TB": 2 << 40, "off": -1} {
+		r := rate{rateFlag: scrubRate}
+		if err := r.Set(text); err != nil || r.bytes != want || r.String() != text {
+			t.Errorf("%s: %d, want %d, %v", text, r.bytes, want, err)
+		}
+	}
+	for _, text := range []string{"", "M", "-1", "0", "0.1", "1X", "1..2", "99999999P", "8 M", "Inf", "on"} {
+		if err := (&rate{rateFlag: scrubRate}).Set(text); err == nil {
+			t.Errorf("%q is taken for a rate", text)
 		}
 	}
 	for n, want := range map[uint64]string{0: "0", 1: "1", 1024: "1", 1025: "2"} {

@@ -45,6 +45,8 @@ type Config struct {
 	// Prepare is called when the directory is known to be free for this cluster, before anything else in it is touched: the
 	// place to take what else the cluster needs, such as ports. Nil: nothing.
 	Prepare    func() error
+	ScrubRate  int64                 // as chunkserver.Config has it, of each chunk server
+	RepairRate int64                 // as metaserver.Config has it
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: no metrics
 }
@@ -116,7 +118,8 @@ func (c *Cluster) open() error {
 	for i, addr := range st.Metaservers {
 		m, err := metaserver.New(metaserver.Config{
 			ID: uint64(i + 1), Listen: addr, Advertise: addr, Dir: filepath.Join(c.cfg.Dir, partName("meta", i)), Peers: peers,
-			Logger: c.cfg.Logger.With("part", partName("meta", i)), Registerer: c.registerer(partName("meta", i)),
+			RepairRate: c.cfg.RepairRate,
+			Logger:     c.cfg.Logger.With("part", partName("meta", i)), Registerer: c.registerer(partName("meta", i)),
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", partName("meta", i), err)
@@ -130,7 +133,8 @@ func (c *Cluster) open() error {
 	for i := range st.Chunkservers {
 		s, err := chunkserver.New(chunkserver.Config{
 			Listen: net.JoinHostPort(host, "0"), Dirs: []string{filepath.Join(c.cfg.Dir, partName("chunk", i))}, Meta: st.Metaservers,
-			Logger: c.cfg.Logger.With("part", partName("chunk", i)), Registerer: c.registerer(partName("chunk", i)),
+			ScrubRate: c.cfg.ScrubRate,
+			Logger:    c.cfg.Logger.With("part", partName("chunk", i)), Registerer: c.registerer(partName("chunk", i)),
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", partName("chunk", i), err)
