@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shoalfs/shoalfs/client"
+	"github.com/shoalfs/shoalfs/internal/fserr"
 )
 
 type fsckOptions struct {
@@ -112,6 +113,9 @@ func countOf(done, total uint64) string {
 func plain(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err
+	}
+	if said := (*fserr.Error)(nil); errors.As(err, &said) && said.Detail != "" {
+		return errors.New(said.Detail)
 	}
 	return errors.New(reason(err))
 }
