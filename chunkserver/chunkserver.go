@@ -63,7 +63,10 @@ type Server struct {
 	streams        atomic.Int64
 	queued         *semaphore.Weighted // bytes of frames that wait to be written
 
+	orders    orders
 	deletions *deletions
+	copies    *copies
+	copyRate  *throttle
 	beat      chan struct{} // 1: there is something to tell the metaserver at once
 	corruptMu sync.Mutex
 	corrupt   []uint64
@@ -103,8 +106,9 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, network: disk.NewMemory(cfg.ReadMemory), local: disk.NewMemory(0),
 		queued: semaphore.NewWeighted(maxQueued), reading: make(chan struct{}, maxReading), sealing: make(chan struct{}, maxSealing),
-		deletions: newDeletions(), beat: make(chan struct{}, 1), ready: make(chan struct{}),
+		deletions: newDeletions(), copyRate: newThrottle(), beat: make(chan struct{}, 1), ready: make(chan struct{}),
 	}
+	s.copies = newCopies(s.deletions.has)
 	if err := s.open(); err != nil {
 		if s.rpc != nil {
 			s.rpc.Close()
@@ -158,6 +162,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(s.rpc.Serve)
 	g.Go(func() error { return s.runRegistry(ctx) })
 	g.Go(func() error { return s.runDeletions(ctx) })
+	g.Go(func() error { return s.runCopies(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
 		s.rpc.Close() // ends all calls; their chunks are sealed

@@ -106,6 +106,7 @@ func (s *Server) serveLeader(ctx context.Context, addr string) (joined bool, err
 		return false, err
 	}
 	b := &beater{s: s, stream: stream, inventory: make(chan struct{}, 1), ended: make(chan error, 1)}
+	s.follow(b)
 	s.receivers.Go(b.receive)
 	err = b.run(ctx, addr)
 	s.connected.Store(false)
@@ -188,9 +189,7 @@ func (b *beater) receive() {
 			b.ended <- err
 			return
 		}
-		if len(reply.Delete) > 0 {
-			b.s.deletions.add(reply.Delete)
-		}
+		b.s.obey(b, reply)
 		if reply.WantInventory {
 			notify(b.inventory)
 		}
@@ -266,13 +265,19 @@ func (b *beater) sendInventory() error {
 // heartbeat says how the server is, and what it has found and done since the last one.
 func (s *Server) heartbeat() *pb.HeartbeatRequest {
 	return &pb.HeartbeatRequest{
-		Disks: s.store.infos(), Deleted: s.deletions.report(), Corrupt: s.takeCorrupt(),
+		Disks: s.store.infos(), Deleted: s.deletions.report(), Corrupt: s.takeCorrupt(), Copied: s.copies.report(),
 		BytesRead: s.metrics.bytesRead.Load(), BytesWritten: s.metrics.bytesWritten.Load(),
 	}
 }
 
-// foundBad notes a damaged chunk for the next heartbeat.
+// foundBad notes a damaged chunk for the next heartbeat. One that was made anew on another disk is not missed.
 func (s *Server) foundBad(id chunk.ID, _ error) {
+	if !s.store.good(id) {
+		s.reportCorrupt(id)
+	}
+}
+
+func (s *Server) reportCorrupt(id chunk.ID) {
 	s.corruptMu.Lock()
 	if len(s.corrupt) < corruptPage {
 		s.corrupt = append(s.corrupt, uint64(id))

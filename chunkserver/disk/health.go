@@ -51,11 +51,11 @@ func (d *Disk) Err() error {
 	return nil
 }
 
-// markBad notes that a chunk is damaged.
-func (d *Disk) markBad(id chunk.ID, cause error) {
+// markBad notes that a file of a chunk is damaged.
+func (d *Disk) markBad(id chunk.ID, of uint32, cause error) {
 	d.mu.Lock()
 	s, ok := d.chunks[id]
-	first := ok && !s.bad
+	first := ok && !s.bad && s.file == of
 	if first {
 		s.bad = true
 		d.chunks[id] = s
@@ -68,9 +68,9 @@ func (d *Disk) markBad(id chunk.ID, cause error) {
 	}
 }
 
-// damaged notes what a failed read says about chunk and disk. The result is an ErrCorrupt, this copy is of no use, unless
-// it is the process that lacks something: that says nothing about the copy.
-func (d *Disk) damaged(id chunk.ID, err error) error {
+// damaged notes what a failed read of a file says about chunk and disk. The result is an ErrCorrupt, this copy is of no use,
+// unless it is the process that lacks something: that says nothing about the copy.
+func (d *Disk) damaged(id chunk.ID, of uint32, err error) error {
 	if lacking(err) {
 		return fmt.Errorf("chunk %v: %w", id, err)
 	}
@@ -79,7 +79,7 @@ func (d *Disk) damaged(id chunk.ID, err error) error {
 		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	err = fmt.Errorf("chunk %v: %w", id, err)
-	d.markBad(id, err)
+	d.markBad(id, of, err)
 	return err
 }
 

@@ -253,6 +253,13 @@ func (f *faulty) Remove(path string) error {
 	}())
 }
 
+func (f *faulty) Rename(from, to string) error {
+	if err := f.check("rename", from); err != nil {
+		return err
+	}
+	return f.FS.Rename(from, to)
+}
+
 func (f *faulty) faultFor(op, path string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -3,7 +3,8 @@
 //
 // A server is healthy while it heartbeats, suspect when it has not for SuspectAfter (it gets no new chunks, readers
 // prefer others), dead after DeadAfter (its copies count as lost). A client that a server failed makes it suspect at
-// once, for SuspectAfter; that alone never makes it dead.
+// once, for SuspectAfter; that alone never makes it dead. Suspect is also who goes silent and comes back again and again, and
+// whose disks are far slower than those of the others.
 package liveness
 
 import (
@@ -62,6 +63,8 @@ type server struct {
 	seen       time.Time      // last heartbeat; before the first, when the server became known
 	reported   time.Time      // last report of a client
 	report     string
+	returns    []time.Time // when it came back after a silence, lately
+	slow       slowness
 	disks      []*pb.DiskInfo
 	read       uint64
 	written    uint64
@@ -129,7 +132,11 @@ func (t *Tracker) Heartbeat(id chunk.ServerID, disks []*pb.DiskInfo, read, writt
 	if s == nil {
 		return false
 	}
-	s.heard, s.seen = true, time.Now()
+	now := time.Now()
+	if s.heard && now.Sub(s.seen) >= t.cfg.SuspectAfter {
+		s.returned(now)
+	}
+	s.heard, s.seen = true, now
 	if len(disks) > 0 {
 		s.read, s.written = read, written
 		s.take(disks)
@@ -218,6 +225,7 @@ func (t *Tracker) Poll() []Transition {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
+	t.judgeSpeed(now)
 	var changes []Transition
 	for _, s := range t.servers {
 		state := t.state(s, now)
@@ -255,7 +263,7 @@ func (t *Tracker) state(s *server, now time.Time) pb.ServerState {
 		return pb.ServerState_SERVER_STATE_SUSPECT
 	case !s.heard:
 		return pb.ServerState_SERVER_STATE_UNKNOWN
-	case t.isReported(s, now):
+	case t.doubtful(s, now):
 		return pb.ServerState_SERVER_STATE_SUSPECT
 	}
 	return pb.ServerState_SERVER_STATE_HEALTHY
@@ -263,6 +271,11 @@ func (t *Tracker) state(s *server, now time.Time) pb.ServerState {
 
 func (t *Tracker) isReported(s *server, now time.Time) bool {
 	return !s.reported.IsZero() && now.Sub(s.reported) < t.cfg.SuspectAfter
+}
+
+// doubtful tells whether a server that heartbeats is to be spared work for now.
+func (t *Tracker) doubtful(s *server, now time.Time) bool {
+	return t.isReported(s, now) || s.flaps(now) || s.slow.is(now)
 }
 
 // reason says in a few words what is wrong with a server; empty when nothing is.
@@ -275,6 +288,10 @@ func (t *Tracker) reason(s *server, now time.Time) string {
 		return fmt.Sprintf("not heard of since this metaserver leads, %v ago", silent.Round(time.Second))
 	case t.isReported(s, now):
 		return "a client reports: " + s.report
+	case s.flaps(now):
+		return fmt.Sprintf("went silent and came back %d times within %v", len(s.returns), flapWindow)
+	case s.slow.is(now):
+		return s.slow.reason
 	case s.diskErrors > 0:
 		return fmt.Sprintf("%d of %d disks failed", s.diskErrors, len(s.disks))
 	case s.inventory.Foreign > 0:
@@ -289,8 +306,8 @@ func (t *Tracker) reason(s *server, now time.Time) string {
 var domainLevels = []string{"zone", "rack", "host"}
 
 // Candidates returns the servers that new chunks may go to: those that are healthy and have room, less those to avoid.
-// When these are fewer than want, servers that only a client's report speaks against are added, and then those to be
-// avoided: a client whose own network is broken must not be able to stop all writing.
+// When these are fewer than want, servers are added that heartbeat but are slow, come and go, or failed a client, and then those
+// to be avoided: a client whose own network is broken must not be able to stop all writing.
 func (t *Tracker) Candidates(want int, avoid []uint32) []*pb.Candidate {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -304,7 +321,7 @@ func (t *Tracker) Candidates(want int, avoid []uint32) []*pb.Candidate {
 		switch {
 		case slices.Contains(avoid, uint32(s.ID)):
 			avoided = append(avoided, c)
-		case t.isReported(s, now):
+		case t.doubtful(s, now):
 			reported = append(reported, c)
 		default:
 			best = append(best, c)

@@ -125,8 +125,9 @@ type buffers struct {
 	pools   recycler
 }
 
-// recycler keeps buffers for the next one who needs one of that size. It is the mem.BufferPool of frames.
-type recycler [bufferClasses]sync.Pool
+// recycler keeps buffers of the powers of two from smallestBuffer to largestBuffer for the next one who needs one of that
+// size. It is the mem.BufferPool of frames, of their shards, and of what is put together of shards.
+type recycler [2*bufferClasses - 1]sync.Pool
 
 func newBuffers(size int64, relieve func(int64)) *buffers {
 	return &buffers{budget: budget{free: size, size: size}, relieve: relieve}
@@ -152,12 +153,10 @@ func (p *buffers) get(ctx context.Context, n int) (*[]byte, error) {
 	return p.make(class), nil
 }
 
-// force returns a buffer of n bytes without waiting, beyond the budget if need be.
+// force returns a buffer of n bytes (at most largestBuffer) without waiting, beyond the budget if need be.
 func (p *buffers) force(n int) *[]byte {
-	class := classOf(n)
-	p.budget.take(int64(classSize(class)))
-	b := p.make(class)
-	*b = (*b)[:n]
+	b := p.pools.Get(n)
+	p.budget.take(int64(cap(*b)))
 	return b
 }
 
@@ -170,12 +169,16 @@ func (p *buffers) Put(b *[]byte) {
 	p.budget.release(int64(size))
 }
 
-// Get implements mem.BufferPool.
+// Get implements mem.BufferPool. What is larger than largestBuffer is not kept.
 func (r *recycler) Get(n int) *[]byte {
-	class := classOf(n)
-	b, ok := r[class].Get().(*[]byte)
+	if n > largestBuffer {
+		s := make([]byte, n)
+		return &s
+	}
+	i := bits.Len(uint(max(n, 1)-1) / smallestBuffer)
+	b, ok := r[i].Get().(*[]byte)
 	if !ok {
-		s := make([]byte, classSize(class))
+		s := make([]byte, smallestBuffer<<i)
 		b = &s
 	}
 	*b = (*b)[:n]
@@ -185,7 +188,15 @@ func (r *recycler) Get(n int) *[]byte {
 // Put implements mem.BufferPool.
 func (r *recycler) Put(b *[]byte) {
 	*b = (*b)[:cap(*b)]
-	r[(bits.Len(uint(len(*b)/smallestBuffer))-1)/2].Put(b)
+	if n := len(*b); n <= largestBuffer {
+		r[bits.Len(uint(n/smallestBuffer))-1].Put(b)
+	}
+}
+
+// buffer returns n bytes and the Buffer that they are, to be filled before anybody else refers to it.
+func (r *recycler) buffer(n int) (mem.Buffer, []byte) {
+	b := r.Get(n)
+	return mem.NewBuffer(b, r), *b
 }
 
 var _ mem.BufferPool = (*recycler)(nil)

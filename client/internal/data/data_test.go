@@ -37,6 +37,7 @@ type fixture struct {
 	pool    *rpc.Pool
 	store   *Store
 	inode   atomic.Uint64
+	layout  chunk.Layout // policy of new files; zero: the default
 }
 
 const testStall = 10 * time.Second
@@ -74,7 +75,22 @@ func newFixture(t testing.TB, servers, replicas, minimum int, change ...func(*St
 
 // file makes an empty file.
 func (x *fixture) file() *File {
-	return x.open(x.meta.create(x.inode.Add(1) + 100).Inode)
+	inode := x.meta.create(x.inode.Add(1) + 100).Inode
+	if !x.layout.IsZero() {
+		x.meta.setLayout(inode, x.layout)
+	}
+	return x.open(inode)
+}
+
+// newCodedFixture has a policy for all files.
+func newCodedFixture(t testing.TB, servers int, policy string, change ...func(*StoreConfig)) *fixture {
+	t.Helper()
+	x := newFixture(t, servers, 3, 2, change...)
+	var err error
+	if x.layout, err = chunk.ParseLayout(policy); err != nil {
+		t.Fatal(err)
+	}
+	return x
 }
 
 func (x *fixture) open(inode uint64) *File { return x.store.File(inode, x.meta.attr(inode)) }

@@ -44,9 +44,10 @@ type fakeFile struct {
 
 type fakeChunkRecord struct {
 	owner   uint64 // session generation, 0: sealed
+	layout  chunk.Layout
 	length  uint64
-	targets []uint32
-	servers []uint32
+	targets []uint32 // by shard
+	servers []uint32 // who holds its shard; by shard, 0 for none
 }
 
 func newFakeMeta(replicas, minimum int) *fakeMeta {
@@ -60,6 +61,17 @@ func (m *fakeMeta) create(inode uint64) *pb.Attr {
 	m.version++
 	f := &fakeFile{attr: &pb.Attr{Inode: inode, Mode: syscall.S_IFREG | 0o644, Nlink: 1, Version: m.version}}
 	m.files[inode] = f
+	return proto.CloneOf(f.attr)
+}
+
+// setLayout is what the operation of that name does.
+func (m *fakeMeta) setLayout(inode uint64, layout chunk.Layout) *pb.Attr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.version++
+	f := m.files[inode]
+	f.attr = proto.CloneOf(f.attr)
+	f.attr.Layout, f.attr.Version = layout.Proto(), m.version
 	return proto.CloneOf(f.attr)
 }
 
@@ -195,19 +207,28 @@ func (m *fakeMeta) publish(commits []*pb.ChunkCommit, sealing bool) error {
 		if sealing {
 			length = max(length, rec.length)
 		}
-		if length > chunk.MaxLength {
-			return fserr.New(syscall.EINVAL, "chunk %v: %d bytes, at most %d", chunk.ID(cc.Chunk), length, chunk.MaxLength)
+		if length > chunk.MaxLength || length%uint64(rec.layout.Row()) != 0 {
+			return fserr.New(syscall.EINVAL, "chunk %v: %d bytes, at most %d in rows of %d", chunk.ID(cc.Chunk), length, chunk.MaxLength, rec.layout.Row())
 		}
+		held := make([]uint32, len(rec.targets))
+		n := 0
 		for _, s := range cc.Servers {
-			if !slices.Contains(rec.targets, s) {
+			shard := slices.Index(rec.targets, s)
+			if s == 0 || shard < 0 || held[shard] != 0 {
 				return fserr.New(syscall.EINVAL, "chunk %v was not placed on server %d", chunk.ID(cc.Chunk), s)
 			}
+			held[shard] = s
+			n++
 		}
 		if length > rec.length {
-			if len(cc.Servers) < m.minimum {
-				return fserr.New(syscall.EINVAL, "chunk %v is held by %d servers only", chunk.ID(cc.Chunk), len(cc.Servers))
+			if n < rec.layout.Min {
+				return fserr.New(syscall.EINVAL, "chunk %v is held by %d servers only", chunk.ID(cc.Chunk), n)
 			}
-			rec.length, rec.servers = length, slices.Clone(cc.Servers)
+			rec.length, rec.servers = length, held
+		} else if length == rec.length && length > 0 {
+			for shard, s := range held {
+				rec.servers[shard] = max(rec.servers[shard], s)
+			}
 		}
 		if cc.Seal {
 			rec.owner = 0
@@ -231,7 +252,7 @@ func (m *fakeMeta) setSize(inode, size uint64) *pb.Attr {
 	return proto.CloneOf(f.attr)
 }
 
-func (m *fakeMeta) AllocChunks(ctx context.Context, _ chunk.Layout, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error) {
+func (m *fakeMeta) AllocChunks(ctx context.Context, layout chunk.Layout, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.allocErr != nil {
@@ -247,20 +268,29 @@ func (m *fakeMeta) AllocChunks(ctx context.Context, _ chunk.Layout, count int, a
 			good = append(good, id)
 		}
 	}
-	if len(good) < m.minimum {
+	if layout.IsZero() {
+		layout = chunk.Copies(m.replicas).WithMin(m.minimum)
+	}
+	if layout.Coded() && len(good)+len(avoided) < layout.Min {
+		layout = chunk.Copies(layout.Parity + 1)
+	}
+	if len(good) < layout.Min {
 		good = append(good, avoided...)
 	}
-	if len(good) < m.minimum {
+	if err := layout.Check(true); err != nil {
+		return nil, fserr.New(syscall.EINVAL, "%v", err)
+	}
+	if len(good) < layout.Min {
 		return nil, fserr.New(syscall.EAGAIN, "%d servers", len(good))
 	}
 	slices.Sort(good)
 	var out []*pb.AllocatedChunk
 	for range count {
-		a := &pb.AllocatedChunk{Id: uint64(m.next), Layout: chunk.Copies(m.replicas).WithMin(m.minimum).Proto()}
-		for i := range min(m.replicas, len(good)) {
-			a.Servers = append(a.Servers, uint32(good[(int(m.next)+i)%len(good)]))
+		a := &pb.AllocatedChunk{Id: uint64(m.next), Layout: layout.Proto(), Servers: make([]uint32, layout.Width())}
+		for i := range min(layout.Width(), len(good)) {
+			a.Servers[i] = uint32(good[(int(m.next)+i)%len(good)])
 		}
-		m.chunks[m.next] = &fakeChunkRecord{owner: m.gen, targets: a.Servers}
+		m.chunks[m.next] = &fakeChunkRecord{owner: m.gen, layout: layout, targets: a.Servers}
 		m.next++
 		out = append(out, a)
 	}
@@ -297,7 +327,7 @@ func (m *fakeMeta) Extents(_ context.Context, inode, off, length uint64, _ bool)
 			if !seen[e.Chunk] {
 				seen[e.Chunk] = true
 				rec := m.chunks[chunk.ID(e.Chunk)]
-				r.Chunks = append(r.Chunks, &pb.ChunkInfo{Id: e.Chunk, Length: rec.length, Servers: slices.Clone(rec.servers)})
+				r.Chunks = append(r.Chunks, &pb.ChunkInfo{Id: e.Chunk, Length: rec.length, Servers: slices.Clone(rec.servers), Layout: rec.layout.Proto()})
 			}
 		}
 		r.Extents = append(r.Extents, cut)

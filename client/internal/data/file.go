@@ -55,6 +55,15 @@ func newFile(s *Store, inode uint64) *File {
 // Inode returns the inode.
 func (f *File) Inode() uint64 { return f.inode }
 
+// policyOf returns how new data of an inode is to be stored, zero if it is for the cluster to say.
+func policyOf(attr *pb.Attr) chunk.Layout {
+	l := chunk.LayoutOf(attr.GetLayout())
+	if l.Cell = 0; l.IsZero() || l.Check(false) != nil {
+		return chunk.Layout{}
+	}
+	return l
+}
+
 // Observe takes attributes that the metaserver sent; older ones than are known are ignored.
 func (f *File) Observe(attr *pb.Attr) {
 	if attr == nil || attr.Inode != f.inode {
@@ -351,7 +360,7 @@ func (f *File) cut(g *generation) {
 		b.buf = sorted
 	}
 	*b.buf = (*b.buf)[:b.fill]
-	fr := &frame{file: f, gen: g, n: b.fill, sync: g.durable.Load()}
+	fr := &frame{file: f, gen: g, n: b.fill, sync: g.durable.Load(), policy: policyOf(f.attr)}
 	fr.keep(b.buf)
 	g.over.put(fr, b.segs)
 	g.frames = append(g.frames, fr)

@@ -4,6 +4,8 @@ import (
 	"sync/atomic"
 
 	"google.golang.org/grpc/mem"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
 )
 
 // frame is a run of dirty bytes on its way to a chunk, and after that the record of where in which chunk they are, until
@@ -14,12 +16,16 @@ type frame struct {
 	n    int
 	sums []uint32 // of each chunk.ChecksumBlock
 	sync bool     // whoever waits for it wants it on disk
+	// policy is that of the file when the frame was made: how it is to be stored.
+	policy chunk.Layout
 
 	// Guarded by writer.mu:
 	buf     mem.Buffer // nil once enough servers hold the bytes
 	size    int64      // of buf, as it counts
 	chunk   *openChunk // nil: waits for a chunk
 	off     uint64     // in the chunk
+	room    int        // bytes there, of a code with what fills its last row up
+	cut     *stripe    // while it is sent in shards
 	settled bool       // every live target holds it, and at least the minimum
 	pinned  bool       // named by a commit under way
 	rescued bool       // its bytes are being read back from the chunk that they must leave
@@ -29,7 +35,8 @@ type frame struct {
 	changed chan struct{}
 }
 
-func (fr *frame) end() uint64 { return fr.off + uint64(fr.n) }
+// end is where in the chunk the frame and what fills it up end.
+func (fr *frame) end() uint64 { return fr.off + uint64(fr.room) }
 
 // wait returns a channel that is closed at the frame's next change. writer.mu is held.
 func (fr *frame) wait() <-chan struct{} {
@@ -58,6 +65,14 @@ func (fr *frame) free() {
 		fr.buf.Free()
 		fr.buf = nil
 		fr.file.s.buffers.budget.release(fr.size)
+	}
+}
+
+// uncut gives up the shards of a frame that is not sent any more. writer.mu is held.
+func (fr *frame) uncut() {
+	if fr.cut != nil {
+		fr.cut.release()
+		fr.cut = nil
 	}
 }
 

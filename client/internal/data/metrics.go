@@ -15,6 +15,7 @@ type metrics struct {
 	readahead prometheus.Counter
 	retries   prometheus.Counter
 	hedged    prometheus.Counter
+	rebuilt   prometheus.Counter
 	corrupt   prometheus.Counter
 	switches  prometheus.Counter
 	resent    prometheus.Counter
@@ -61,6 +62,7 @@ func newMetrics(s *Store, r prometheus.Registerer) *metrics {
 		readahead: counter("readahead_bytes_total", "File bytes asked for ahead of a sequential reader."),
 		retries:   counter("read_retries_total", "Replicas asked because another one failed."),
 		hedged:    counter("read_hedges_total", "Replicas asked because another one was slow."),
+		rebuilt:   counter("read_rebuilt_total", "Parts of coded chunks that were computed from other shards for a read."),
 		corrupt:   counter("read_corrupt_total", "Replicas that were missing or did not match their checksums."),
 		switches:  counter("write_target_failures_total", "Targets given up while a chunk was written."),
 		resent:    counter("write_resent_frames_total", "Frames sent again to another chunk."),
@@ -74,7 +76,10 @@ type writerStats struct{ chunks, frames int }
 func (w *writer) stats() writerStats {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	st := writerStats{chunks: len(w.chunks), frames: len(w.waiting)}
+	st := writerStats{chunks: len(w.chunks)}
+	for _, p := range w.pools {
+		st.frames += len(p.waiting)
+	}
 	for c := range w.chunks {
 		st.frames += len(c.queue)
 	}

@@ -22,9 +22,13 @@ const (
 // It is open until it is full, idle or a target failed; then it is closing: what was placed in it still goes to the live
 // targets, nothing more is placed. If fewer targets than the minimum live it is lost: what is not committed of it moves to
 // other chunks. Once nothing uncommitted is in it, metadata is told that it is sealed.
+//
+// All lengths and offsets are those of the chunk's bytes. Only what is said to a server counts the bytes of its shard.
 type openChunk struct {
 	w       *writer
+	pool    *pool
 	id      chunk.ID
+	layout  chunk.Layout
 	minimum int // targets that must hold bytes before they count
 	session uint64
 	targets []*target
@@ -52,6 +56,7 @@ type openChunk struct {
 type target struct {
 	c      *openChunk
 	server chunk.ServerID
+	shard  int
 	cond   condition
 	cancel context.CancelFunc
 
@@ -69,19 +74,25 @@ type target struct {
 	since    time.Time // when it last made progress or got something to do
 }
 
-func newOpenChunk(w *writer, a *pb.AllocatedChunk, session uint64) *openChunk {
+func newOpenChunk(p *pool, a *pb.AllocatedChunk, session uint64) *openChunk {
 	now := time.Now()
-	c := &openChunk{w: w, id: chunk.ID(a.Id), minimum: max(1, chunk.LayoutOf(a.Layout).Min), session: session,
+	c := &openChunk{w: p.w, pool: p, id: chunk.ID(a.Id), layout: chunk.LayoutOf(a.Layout), session: session,
 		held: map[*frame]struct{}{}, unsynced: map[uint64]uint64{}, made: now, used: now}
-	for _, id := range a.Servers {
+	c.minimum = max(1, c.layout.Min)
+	for shard, id := range a.Servers {
 		if id == 0 { // there were not enough servers
 			continue
 		}
-		t := &target{c: c, server: chunk.ServerID(id), live: true}
-		t.cond.init(&w.mu)
+		t := &target{c: c, server: chunk.ServerID(id), shard: shard, live: true}
+		t.cond.init(&p.w.mu)
 		c.targets = append(c.targets, t)
 	}
 	return c
+}
+
+// usable tells whether the metaserver gave something that can be written to.
+func (c *openChunk) usable() bool {
+	return c.layout.Check(true) == nil && len(c.targets) >= c.minimum && c.targets[len(c.targets)-1].shard < c.layout.Width()
 }
 
 // wait returns a channel that is closed at the chunk's next change.
@@ -101,7 +112,7 @@ func (c *openChunk) notify() {
 
 // fits tells whether n bytes more may be placed.
 func (c *openChunk) fits(n int) bool {
-	return !c.closing && c.length+uint64(n) <= chunk.MaxLength && c.base+len(c.queue) < chunk.MaxFrames
+	return !c.closing && c.length+uint64(c.layout.Padded(n)) <= chunk.MaxLength && c.base+len(c.queue) < chunk.MaxFrames
 }
 
 // queued is how many bytes are not settled.
@@ -115,8 +126,11 @@ func (c *openChunk) queued() uint64 {
 // place puts a frame at the end of the chunk and has it sent.
 func (c *openChunk) place(fr *frame) {
 	now := time.Now()
-	fr.chunk, fr.off, fr.settled = c, c.length, false
-	c.length += uint64(fr.n)
+	fr.chunk, fr.off, fr.room, fr.settled = c, c.length, c.layout.Padded(fr.n), false
+	if c.layout.Coded() {
+		fr.cut = newStripe(fr, c.layout)
+	}
+	c.length += uint64(fr.room)
 	c.queue = append(c.queue, fr)
 	c.held[fr] = struct{}{}
 	c.used = now
@@ -127,7 +141,7 @@ func (c *openChunk) place(fr *frame) {
 		t.start()
 		t.kick(now)
 	}
-	if c.length+chunkTail > chunk.MaxLength {
+	if c.length+uint64(max(chunkTail, c.layout.Row())) > chunk.MaxLength {
 		c.close()
 	}
 }
@@ -176,7 +190,7 @@ func (c *openChunk) durableTo(end uint64) bool {
 	return live >= c.minimum && durable >= end
 }
 
-// servers returns who is to be named as holding the chunk below length.
+// servers returns who is to be named as holding their shard of the chunk below length.
 func (c *openChunk) servers(length uint64) []uint32 {
 	var live, all []uint32
 	for _, t := range c.targets {
@@ -191,14 +205,24 @@ func (c *openChunk) servers(length uint64) []uint32 {
 	switch {
 	case len(live) >= c.minimum:
 		return live
-	case len(all) > 0: // they failed, but they acknowledged it: better known than not
+	case len(all) > 0: // they failed, but they acknowledged it: better known than not, a code may need each of them
 		return all
 	}
 	return c.recorded
 }
 
-// readers returns who can be asked for the bytes below end, live ones first.
+// readers returns who can be asked for the bytes below end: of copies all, live ones first, of a code by the number of the
+// shard.
 func (c *openChunk) readers(end uint64) []chunk.ServerID {
+	if c.layout.Coded() {
+		byShard := make([]chunk.ServerID, c.layout.Width())
+		for _, t := range c.targets {
+			if t.received >= end {
+				byShard[t.shard] = t.server
+			}
+		}
+		return byShard
+	}
 	var live, others []chunk.ServerID
 	for _, t := range c.targets {
 		switch {
@@ -210,6 +234,11 @@ func (c *openChunk) readers(end uint64) []chunk.ServerID {
 		}
 	}
 	return append(live, others...)
+}
+
+// locate says where n bytes from pos of a frame are.
+func (c *openChunk) locate(fr *frame, pos, n int) location {
+	return location{chunk: c.id, layout: c.layout, off: fr.off + uint64(pos), n: n, length: fr.end(), servers: c.readers(fr.end())}
 }
 
 // advance settles what every live target now holds.
@@ -224,6 +253,7 @@ func (c *openChunk) advance() {
 		c.queue = c.queue[1:]
 		c.base++
 		fr.settled = true
+		fr.uncut()
 		c.w.settled(fr)
 	}
 	c.notify()
@@ -302,6 +332,7 @@ func (c *openChunk) lose() {
 // clearQueue ends the sending of what is not settled. Frames that nobody wants any more were in memory for this only.
 func (c *openChunk) clearQueue() {
 	for _, fr := range c.queue {
+		fr.uncut()
 		if fr.gone {
 			fr.free()
 		}
@@ -332,17 +363,20 @@ func (c *openChunk) diskFull() bool {
 }
 
 // syncLost tells whether bytes below end, which were published without being durable, will never be on the disks of enough
-// targets. Where too few live, what any has on disk counts: the chunk is as if the others had failed later, and it is for
-// repair to copy it.
+// targets to be read. Where fewer than the minimum live, as many shards on disk as give the bytes back count: the chunk is as
+// if the others had failed later, and it is for repair to make them anew.
 func (c *openChunk) syncLost(end uint64) (lost, degraded bool) {
 	live, _, durable := c.holders()
-	copies := 0
+	onDisk, possible := 0, 0
 	for _, t := range c.targets {
 		if t.durable >= end {
-			copies++
+			onDisk++
+		}
+		if t.live || t.durable >= end {
+			possible++
 		}
 	}
-	return live == 0 && copies == 0, live < c.minimum && durable >= end && copies > 0
+	return possible < c.layout.Data, live < c.minimum && durable >= end && onDisk >= c.layout.Data
 }
 
 // leave takes the chunk out of the writer's list. What no disk is known to hold of it is remembered for those who sync it
@@ -357,6 +391,6 @@ func (c *openChunk) leave() {
 		}
 	}
 	if lost > 0 {
-		c.w.log.Error("all servers of a chunk failed before published data was on their disks", "chunk", c.id, "files", lost)
+		c.w.log.Error("too many servers of a chunk failed before published data was on their disks", "chunk", c.id, "files", lost)
 	}
 }

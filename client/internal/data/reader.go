@@ -134,7 +134,7 @@ func (r *reader) fetchSpans(ctx context.Context, p piece, spans []span) error {
 // fetchSpan fetches a range of the piece's chunk, copies what the piece wants of it, and caches it.
 func (r *reader) fetchSpan(ctx context.Context, p piece, s span) error {
 	f := r.cache.begin(p.chunk, s.lo, s.hi)
-	payload, err := r.fetch(ctx, location{chunk: p.chunk, off: s.lo, n: s.len(), length: p.length, servers: p.servers, tries: p.tries})
+	payload, err := r.fetch(ctx, location{chunk: p.chunk, layout: p.layout, off: s.lo, n: s.len(), length: p.length, servers: p.servers, tries: p.tries})
 	if err == nil && p.dst != nil {
 		lo, hi := max(s.lo, p.off), min(s.hi, p.off+uint64(p.n))
 		copyRange(p.dst[lo-p.off:hi-p.off], payload, int(lo-s.lo))
@@ -153,6 +153,9 @@ type outcome struct {
 // fetch reads a range from the best replica, and from the next one beside it should it be slow, or after it should it fail.
 // The caller frees the payload, which matches its checksums. The error is errAllBad, errUnreachable or that of ctx.
 func (r *reader) fetch(ctx context.Context, loc location) (mem.BufferSlice, error) {
+	if loc.layout.Coded() {
+		return r.fetchCoded(ctx, loc)
+	}
 	order := r.order(ctx, loc)
 	if len(order) == 0 {
 		return nil, errUnreachable
@@ -281,29 +284,43 @@ type candidate struct {
 	rank        int64
 }
 
+// The parts of a candidate's rank. Whoever has rankUnfit or more is asked when nobody else is left.
+const (
+	rankLoad  = 1 << 16
+	rankUnfit = 1 << 40
+)
+
 // order returns the servers of a location, the best first: healthy ones, then by how much they have to do, coarsely, so
 // that chunks spread over servers by their id.
 func (r *reader) order(ctx context.Context, loc location) []candidate {
 	out := make([]candidate, 0, len(loc.servers))
-	for i, id := range loc.servers {
-		address, state, err := r.s.meta.Server(ctx, id)
-		if err != nil || address == "" {
-			continue
+	for i := range loc.servers {
+		if c := r.candidate(ctx, loc, i); c.address != "" {
+			out = append(out, c)
 		}
-		c := candidate{id: id, address: address, outstanding: r.s.health.outstanding(id)}
-		switch state {
-		case pb.ServerState_SERVER_STATE_DEAD:
-			c.rank += 4 << 40
-		case pb.ServerState_SERVER_STATE_SUSPECT:
-			c.rank += 2 << 40
-		}
-		if r.s.health.unready(id) {
-			c.rank += 3 << 40
-		}
-		c.rank += c.outstanding.Load() >> 3 << 16
-		c.rank += int64((uint64(loc.chunk) + uint64(i)) % uint64(len(loc.servers)))
-		out = append(out, c)
 	}
 	slices.SortFunc(out, func(a, b candidate) int { return cmp.Compare(a.rank, b.rank) })
 	return out
+}
+
+// candidate returns one of the servers of a location, without an address if it is not known where it is.
+func (r *reader) candidate(ctx context.Context, loc location, i int) candidate {
+	id := loc.servers[i]
+	address, state, err := r.s.meta.Server(ctx, id)
+	if err != nil || address == "" {
+		return candidate{id: id}
+	}
+	c := candidate{id: id, address: address, outstanding: r.s.health.outstanding(id)}
+	switch state {
+	case pb.ServerState_SERVER_STATE_DEAD:
+		c.rank += 4 * rankUnfit
+	case pb.ServerState_SERVER_STATE_SUSPECT:
+		c.rank += 2 * rankUnfit
+	}
+	if r.s.health.unready(id) {
+		c.rank += 3 * rankUnfit
+	}
+	c.rank += c.outstanding.Load() >> 3 * rankLoad
+	c.rank += int64((uint64(loc.chunk) + uint64(i)) % uint64(len(loc.servers)))
+	return c
 }

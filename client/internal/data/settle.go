@@ -86,7 +86,7 @@ func (w *writer) plan(g *generation) []*part {
 		if p != nil && last == c {
 			if e := p.extents[len(p.extents)-1]; e.Offset+e.Length == at.off && e.ChunkOffset+e.Length == off {
 				e.Length += uint64(at.n)
-				c.committed = max(c.committed, off+uint64(at.n))
+				c.commit(off + uint64(at.n))
 				continue
 			}
 		}
@@ -95,13 +95,18 @@ func (w *writer) plan(g *generation) []*part {
 			parts = append(parts, p)
 		}
 		p.extents = append(p.extents, &pb.Extent{Offset: at.off, Length: uint64(at.n), Chunk: uint64(c.id), ChunkOffset: off})
-		c.committed = max(c.committed, off+uint64(at.n))
+		c.commit(off + uint64(at.n))
 		if c != last {
 			p.add(c)
 			last = c
 		}
 	}
 	return parts
+}
+
+// commit counts bytes below end among those that commits name. Of a code whole rows are.
+func (c *openChunk) commit(end uint64) {
+	c.committed = max(c.committed, uint64(c.layout.Padded(int(end))))
 }
 
 // add counts a commit of the chunk in, once for each part.
@@ -214,5 +219,5 @@ func (w *writer) syncChunk(ctx context.Context, c *openChunk, inode, end uint64)
 }
 
 func errUnsyncable(inode uint64, c *openChunk) error {
-	return fserr.New(syscall.EIO, "sync inode %d: all servers of chunk %v failed before it was on disk", inode, c.id)
+	return fserr.New(syscall.EIO, "sync inode %d: too many servers of chunk %v failed before it was on disk", inode, c.id)
 }

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/mem"
-
 	"github.com/shoalfs/shoalfs/internal/rpc"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
@@ -73,7 +71,7 @@ func (t *target) run(ctx context.Context) {
 	defer receiver.Wait()
 	first := true
 	for {
-		head, payload, ok := t.nextAppend()
+		head, body, ok := t.nextAppend()
 		if !ok {
 			return
 		}
@@ -81,14 +79,14 @@ func (t *target) run(ctx context.Context) {
 			first = false
 			head.Cluster, head.Session, head.Server = w.meta.Cluster(), w.meta.Session(), uint32(t.server)
 		}
-		var body mem.BufferSlice
-		if payload != nil {
-			body = mem.BufferSlice{payload}
+		payload, err := body.open(head)
+		if err != nil {
+			body.close()
+			t.fail(fmt.Errorf("chunk %v: cut a frame for server %d: %w", t.c.id, t.server, err))
+			return
 		}
-		err := stream.Send(head, body)
-		if payload != nil {
-			payload.Free()
-		}
+		err = stream.Send(head, payload)
+		body.close()
 		if err == nil && head.Seal {
 			err = stream.CloseSend()
 			if err == nil {
@@ -105,34 +103,48 @@ func (t *target) run(ctx context.Context) {
 	}
 }
 
-// nextAppend waits for something to send. It returns false when there will be nothing more.
-func (t *target) nextAppend() (*pb.AppendHeader, mem.Buffer, bool) {
+// nextAppend waits for something to send. It returns false when there will be nothing more. The checksums of a shard are
+// still missing.
+func (t *target) nextAppend() (*pb.AppendHeader, load, bool) {
 	w, c := t.c.w, t.c
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for {
 		if !t.live || t.sealSent {
-			return nil, nil, false
+			return nil, load{}, false
 		}
 		pending := t.next-c.base < len(c.queue)
 		switch {
 		case pending && t.sent-t.received < windowBytes && t.next-t.acked < windowFrames:
 			fr := c.queue[t.next-c.base]
-			head := &pb.AppendHeader{Chunk: uint64(c.id), Offset: fr.off, Checksums: fr.sums}
+			head := t.header(fr.off)
 			t.next++
 			t.sent = fr.end()
 			t.askSync(head)
-			return head, fr.payload(), true
+			if fr.cut != nil {
+				fr.cut.refs.Add(1)
+				return head, load{cut: fr.cut, shard: t.shard}, true
+			}
+			head.Checksums = fr.sums
+			return head, load{whole: fr.payload()}, true
 		case !pending && c.closing:
 			t.sealSent, t.syncSent = true, t.sent
-			return &pb.AppendHeader{Chunk: uint64(c.id), Offset: t.sent, Durable: true, Seal: true}, nil, true
+			head := t.header(t.sent)
+			head.Durable, head.Seal = true, true
+			return head, load{}, true
 		case !pending && c.syncEnd > t.syncSent:
-			head := &pb.AppendHeader{Chunk: uint64(c.id), Offset: t.sent}
+			head := t.header(t.sent)
 			t.askSync(head)
-			return head, nil, true
+			return head, load{}, true
 		}
 		t.cond.wait()
 	}
+}
+
+// header announces an append at an offset of the chunk.
+func (t *target) header(off uint64) *pb.AppendHeader {
+	l := t.c.layout
+	return &pb.AppendHeader{Chunk: uint64(t.c.id.Stored(l, t.shard)), Offset: l.ShardLength(off)}
 }
 
 // askSync asks for the disk with an append that reaches what is to be there.
@@ -165,13 +177,14 @@ func (t *target) acknowledge(r *pb.AppendReply) error {
 	if !t.live {
 		return nil
 	}
-	if r.Length > t.sent || r.Durable > r.Length {
-		return fmt.Errorf("chunk %v: server %d acknowledges %d bytes, %d on disk, of %d sent", c.id, t.server, r.Length, r.Durable, t.sent)
+	if sent := c.layout.ShardLength(t.sent); r.Length > sent || r.Durable > r.Length {
+		return fmt.Errorf("chunk %v: server %d acknowledges %d bytes, %d on disk, of %d sent", c.id, t.server, r.Length, r.Durable, sent)
 	}
-	if r.Length <= t.received && r.Durable <= t.durable {
+	received, durable := c.layout.ChunkLength(r.Length), c.layout.ChunkLength(r.Durable)
+	if received <= t.received && durable <= t.durable {
 		return nil
 	}
-	t.received, t.durable = max(t.received, r.Length), max(t.durable, r.Durable)
+	t.received, t.durable = max(t.received, received), max(t.durable, durable)
 	t.since = time.Now()
 	for t.acked < t.next && t.acked-c.base < len(c.queue) && (t.acked < c.base || c.queue[t.acked-c.base].end() <= t.received) {
 		t.acked++

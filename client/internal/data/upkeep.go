@@ -140,24 +140,33 @@ func (w *writer) dropStalled(now time.Time) {
 	}
 }
 
-// closeIdle gives up chunks that nothing was written to for long, and the spare ones when nothing at all was.
+// closeIdle gives up chunks that nothing was written to for long, and the spare ones of pools when nothing at all was.
 func (w *writer) closeIdle(now time.Time) {
 	idle := w.s.cfg.IdleTimeout
-	if now.Sub(w.used) > idle && len(w.waiting) == 0 {
-		w.keep = 0
+	for _, p := range w.pools {
+		if now.Sub(p.used) > idle && len(p.waiting) == 0 {
+			p.keep = 0
+		}
 	}
 	var over []*openChunk
+	busy := map[*pool]bool{}
 	for c := range w.chunks {
+		busy[c.pool] = true
 		if c.closing || len(c.queue) > 0 || now.Sub(c.used) <= idle {
 			continue
 		}
-		if w.keep > 0 && slices.Contains(w.spare, c) {
+		if c.pool.keep > 0 && slices.Contains(c.pool.spare, c) {
 			continue
 		}
 		over = append(over, c)
 	}
 	for _, c := range over {
 		c.close()
+	}
+	for _, p := range w.pools {
+		if p.keep == 0 && len(p.waiting) == 0 && !busy[p] && now.Sub(p.used) > idle {
+			p.retire()
+		}
 	}
 }
 
@@ -183,10 +192,11 @@ func (w *writer) followSession() {
 		}
 		c.retire()
 	}
-	for _, fr := range w.waiting {
-		w.lost(fr, errSessionLost)
+	for _, p := range w.pools {
+		p.loseWaiting(errSessionLost)
+		p.spare, p.failures = nil, 0
 	}
-	w.waiting, w.sealing, w.spare, w.failures = nil, nil, nil, 0
+	w.sealing = nil
 }
 
 // strip drops everything from a chunk that is not published.
@@ -218,7 +228,10 @@ func (w *writer) kill(c *openChunk, err error) {
 // shutdown gives all chunks up and waits until metadata knows, or ctx ends.
 func (w *writer) shutdown(ctx context.Context) {
 	w.mu.Lock()
-	w.closed, w.keep = true, 0
+	w.closed = true
+	for _, p := range w.pools {
+		p.keep = 0
+	}
 	for _, c := range slices.Collect(maps.Keys(w.chunks)) {
 		c.close()
 	}
@@ -260,8 +273,7 @@ func (w *writer) abandon() {
 	for _, c := range slices.Collect(maps.Keys(w.chunks)) {
 		w.kill(c, err)
 	}
-	for _, fr := range w.waiting {
-		w.lost(fr, err)
+	for _, p := range w.pools {
+		p.loseWaiting(err)
 	}
-	w.waiting = nil
 }

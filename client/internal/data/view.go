@@ -19,12 +19,13 @@ import (
 // location is a range of a chunk, and who can be asked for it.
 type location struct {
 	chunk   chunk.ID
+	layout  chunk.Layout
 	off     uint64
 	n       int
-	length  uint64 // what the servers are known to hold of the chunk
-	servers []chunk.ServerID
-	tries   int   // how often it was tried before
-	lost    error // why the bytes, which were never published, are gone
+	length  uint64           // what the servers are known to hold of the chunk
+	servers []chunk.ServerID // of a code by the number of the shard, 0 for none
+	tries   int              // how often it was tried before
+	lost    error            // why the bytes, which were never published, are gone
 }
 
 // piece is a part of a read that comes from a chunk.
@@ -236,7 +237,7 @@ func (w *writer) locate(fr *frame, pos, n int) location {
 	if fr.err != nil || c == nil { // without an error: it is moving at this very moment
 		return location{n: n, lost: fr.err}
 	}
-	return location{chunk: c.id, off: fr.off + uint64(pos), n: n, length: fr.end(), servers: c.readers(fr.end())}
+	return c.locate(fr, pos, n)
 }
 
 // committed adds what metadata has for the range m of the file, which p holds from off.
@@ -309,14 +310,22 @@ func locateIn(chunks []*pb.ChunkInfo, e *pb.Extent, skip uint64, n int) (locatio
 		if c.Id != e.Chunk {
 			continue
 		}
-		loc := location{chunk: chunk.ID(c.Id), off: e.ChunkOffset + skip, n: n, length: c.Length, servers: make([]chunk.ServerID, 0, len(c.Servers))}
+		loc := location{chunk: chunk.ID(c.Id), layout: chunk.LayoutOf(c.Layout), off: e.ChunkOffset + skip, n: n, length: c.Length}
 		if e.ChunkOffset > c.Length || skip+uint64(n) > c.Length-e.ChunkOffset {
 			return loc, fserr.New(syscall.EIO, "chunk %v ends at %d, an extent names %d bytes at %d", loc.chunk, c.Length, e.Length, e.ChunkOffset)
 		}
+		coded := loc.layout.Coded()
+		if coded && (loc.layout.Check(true) != nil || len(c.Servers) > loc.layout.Width() || c.Length%uint64(loc.layout.Row()) != 0) {
+			return loc, fserr.New(syscall.EIO, "chunk %v of %d bytes on %d servers cannot be %v in cells of %d", loc.chunk, c.Length, len(c.Servers), loc.layout, loc.layout.Cell)
+		}
+		loc.servers = make([]chunk.ServerID, 0, max(len(c.Servers), loc.layout.Width()))
 		for _, s := range c.Servers {
-			if s != 0 {
+			if s != 0 || coded {
 				loc.servers = append(loc.servers, chunk.ServerID(s))
 			}
+		}
+		if coded {
+			loc.servers = loc.servers[:loc.layout.Width()]
 		}
 		return loc, nil
 	}
