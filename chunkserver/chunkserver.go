@@ -36,6 +36,8 @@ type Config struct {
 	Reserve    uint64        // bytes kept free on each disk; 0: 1 GiB or 1% of it, whichever is less
 	Heartbeat  time.Duration // 0: one second
 	ReadMemory int64         // bytes of replies on their way to clients; 0: 256 MiB
+
+	fs disk.FS // nil: the operating system's; tests put faults behind it
 }
 
 const (
@@ -123,7 +125,7 @@ func (s *Server) open() (err error) {
 		return err
 	}
 	s.metrics = newMetrics(s, s.cfg.Registerer)
-	s.store, err = openStore(s.cfg.Dirs, disk.Options{Reserve: s.cfg.Reserve, Logger: s.log, OnBad: s.foundBad, OnSync: s.metrics.synced})
+	s.store, err = openStore(s.cfg.Dirs, disk.Options{Reserve: s.cfg.Reserve, Logger: s.log, OnBad: s.foundBad, OnSync: s.metrics.synced, FS: s.cfg.fs})
 	if err != nil {
 		return err
 	}
