@@ -37,6 +37,8 @@ type Config struct {
 	Heartbeat  time.Duration // 0: one second
 	ReadMemory int64         // bytes of replies on their way to clients; 0: 256 MiB
 	ScrubRate  int64         // bytes a second that are read to check what is there; 0: 8 MiB, negative: nothing is checked
+
+	fs disk.FS // nil: the operating system's; tests put faults behind it
 }
 
 const (
@@ -124,7 +126,7 @@ func (s *Server) open() (err error) {
 		return err
 	}
 	s.metrics = newMetrics(s, s.cfg.Registerer)
-	s.store, err = openStore(s.cfg.Dirs, disk.Options{Reserve: s.cfg.Reserve, Logger: s.log, OnBad: s.foundBad, OnSync: s.metrics.synced})
+	s.store, err = openStore(s.cfg.Dirs, disk.Options{Reserve: s.cfg.Reserve, Logger: s.log, OnBad: s.foundBad, OnSync: s.metrics.synced, FS: s.cfg.fs})
 	if err != nil {
 		return err
 	}
