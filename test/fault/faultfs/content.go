@@ -161,17 +161,16 @@ func (c *content) save(from, to int64) error {
 func (c *content) sync() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.durable = c.size
 	for b := range c.undo {
 		if !c.lost[b] {
 			delete(c.undo, b)
 		}
 	}
 	for b := range c.lost {
-		if c.undo[b] == nil {
-			c.undo[b] = []byte{} // it was beyond the end
-		}
+		old := c.undo[b] // nil: it was beyond the end
+		c.undo[b] = append([]byte{}, old[:min(int64(len(old)), c.size-b*blockSize)]...)
 	}
-	c.durable = c.size
 }
 
 // failSync is an fsync that fails.
@@ -179,7 +178,9 @@ func (c *content) failSync() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for b := range c.undo {
-		c.lost[b] = true
+		if b*blockSize < c.size {
+			c.lost[b] = true
+		}
 	}
 	for b := beyond(c.durable); b*blockSize < c.size; b++ {
 		c.lost[b] = true

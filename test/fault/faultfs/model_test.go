@@ -104,7 +104,7 @@ func TestContentAgainstModel(t *testing.T) {
 			"sync": func(*rapid.T) { c.sync(); m.sync() },
 			"fail to sync": func(*rapid.T) {
 				c.failSync()
-				for b := int64(0); b*blockSize < int64(max(len(m.live), len(m.durable))); b++ {
+				for b := int64(0); b*blockSize < int64(len(m.live)); b++ {
 					if m.dirty[b] {
 						m.lost[b] = true
 					}
