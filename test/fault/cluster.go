@@ -12,7 +12,9 @@ import (
 	"testing"
 
 	"github.com/shoalfs/shoalfs/internal/testenv"
+	"github.com/shoalfs/shoalfs/test/fault/faultfs"
 	"github.com/shoalfs/shoalfs/test/fault/netns"
+	"github.com/shoalfs/shoalfs/test/fault/workload"
 )
 
 // DefaultPolicy is what a cluster does unless it is told otherwise.
@@ -26,6 +28,8 @@ type Options struct {
 	Policy       string // of everything; empty: DefaultPolicy
 	SmallPackets bool   // for tests that lose some
 	QuickDeath   bool   // servers that are silent are soon thought dead, if the binary can be told so
+	// OnDisk tells which servers have their data on a disk with faults; nil: none. The others' directories cost nothing.
+	OnDisk func(name string) bool
 }
 
 // Cluster is a network with the servers of a file system, each on a host of its own.
@@ -39,13 +43,16 @@ type Cluster struct {
 	opts    Options
 	console *netns.Host // where commands are run
 	clients []*Client
+	disks   []*faultfs.Disk
+	journal *workload.Journal // of losses of power
 }
 
 // Server is a metaserver or a chunk server.
 type Server struct {
 	*Process
 	Host *netns.Host
-	Data string // its data directory
+	Data string        // its data directory
+	Disk *faultfs.Disk // that its data directory is on; nil: a plain directory
 }
 
 // Mount is the file system at a directory, served from a host of its own.
@@ -85,6 +92,9 @@ func Start(t testing.TB, opts Options) *Cluster {
 }
 
 func (c *Cluster) start() (err error) {
+	if c.journal, err = workload.NewJournal(c.faults()); err != nil {
+		return err
+	}
 	if c.console, err = c.Net.AddHost("console"); err != nil {
 		return err
 	}
@@ -109,6 +119,25 @@ func (c *Cluster) start() (err error) {
 	return err
 }
 
+// storage makes a place for the data of a server.
+func (c *Cluster) storage(name string) (data string, disk *faultfs.Disk, err error) {
+	data = filepath.Join(c.Dir, name)
+	if c.opts.OnDisk == nil || !c.opts.OnDisk(name) {
+		return data, nil, nil
+	}
+	objects := data + ".objects"
+	for _, dir := range []string{data, objects} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return "", nil, err
+		}
+	}
+	if disk, err = faultfs.Mount(data, objects); err != nil {
+		return "", nil, err
+	}
+	c.disks = append(c.disks, disk)
+	return filepath.Join(data, "data"), disk, nil // so that the directory that it is in is on the disk, too
+}
+
 // The ports that servers listen on.
 const (
 	metaPort  = "7400"
@@ -127,12 +156,15 @@ func (c *Cluster) addMetas() error {
 		peers = append(peers, fmt.Sprintf("%d=%s", i+1, net.JoinHostPort(h.IP.String(), metaPort)))
 	}
 	for i, h := range hosts {
-		data := filepath.Join(c.Dir, h.Name)
+		data, disk, err := c.storage(h.Name)
+		if err != nil {
+			return err
+		}
 		args := []string{"meta", "--id", fmt.Sprint(i + 1), "--listen", net.JoinHostPort(h.IP.String(), metaPort), "--data", data, "--peers", strings.Join(peers, ",")}
 		if c.opts.QuickDeath {
 			args = append(args, quickDeath(c.opts.Binary)...)
 		}
-		c.Metas = append(c.Metas, &Server{c.process(h.Name, h, c.opts.Binary, args...), h, data})
+		c.Metas = append(c.Metas, &Server{c.process(h.Name, h, c.opts.Binary, args...), h, data, disk})
 	}
 	return nil
 }
@@ -142,9 +174,12 @@ func (c *Cluster) addChunk(name string) error {
 	if err != nil {
 		return err
 	}
-	data := filepath.Join(c.Dir, name)
+	data, disk, err := c.storage(name)
+	if err != nil {
+		return err
+	}
 	p := c.process(name, h, c.opts.Binary, "chunk", "--listen", net.JoinHostPort(h.IP.String(), chunkPort), "--data", data, "--meta", c.Addresses())
-	c.Chunks = append(c.Chunks, &Server{p, h, data})
+	c.Chunks = append(c.Chunks, &Server{p, h, data, disk})
 	return nil
 }
 
@@ -184,8 +219,16 @@ func (c *Cluster) stop(t testing.TB) {
 	for _, s := range c.Servers() {
 		all = append(all, s.Process)
 	}
+	for _, d := range c.disks {
+		d.Fail() // nobody must wait for it
+	}
 	for _, p := range all {
 		p.kill()
+	}
+	for _, d := range c.disks {
+		if err := d.Unmount(); err != nil {
+			t.Error(err)
+		}
 	}
 	for _, m := range c.Mounts {
 		if err := testenv.Detach(m.Dir); err != nil && !errors.Is(err, syscall.EINVAL) { // which says that it is no mount
@@ -193,6 +236,9 @@ func (c *Cluster) stop(t testing.TB) {
 		}
 	}
 	c.Net.Close()
+	if c.journal != nil {
+		_ = c.journal.Close() // nobody reads it any more
+	}
 	if t.Failed() {
 		for _, p := range all {
 			t.Logf("--- the end of the log of %s\n%s", p.Name, p.Tail())

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/shoalfs/shoalfs/test/fault/netns"
 	"github.com/shoalfs/shoalfs/test/fault/workload"
@@ -98,6 +99,30 @@ func (c *Cluster) StartLoad(o LoadOptions) (*Load, error) {
 	}
 	c.clients = append(c.clients, l.Clients...)
 	return l, each(l.Clients, func(cl *Client) error { return cl.Start() })
+}
+
+// Run lets the clients work for so long. It ends early when one of them has ended, which it was not to.
+func (l *Load) Run(d time.Duration) error {
+	done := time.NewTimer(d)
+	defer done.Stop()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		for _, cl := range l.Clients {
+			select {
+			case <-cl.done:
+				if !cl.Killed {
+					return fmt.Errorf("%s ended: %v\n%s", cl.Name(), cl.cmd.ProcessState, cl.Tail())
+				}
+			default:
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-done.C:
+			return nil
+		}
+	}
 }
 
 // Stop has the clients finish what they are doing and end.

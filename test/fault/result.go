@@ -34,12 +34,10 @@ func (l *Load) Results(r *workload.Report) (*Result, error) {
 	return res, nil
 }
 
-// Errors lists the errors that clients saw.
-func (r *Result) Errors() (out []string) {
-	for _, c := range r.Clients {
-		for _, e := range c.Stats.Errors {
-			out = append(out, c.Name+": "+e)
-		}
+// errors lists those that the client saw.
+func (c *ClientResult) errors() (out []string) {
+	for _, e := range c.Stats.Errors {
+		out = append(out, c.Name+": "+e)
 	}
 	return out
 }

@@ -100,16 +100,56 @@ func (c *Cluster) Healthy() error {
 	})
 }
 
+// Leader returns the metaserver that leads.
+func (c *Cluster) Leader() (leader *Server, err error) {
+	err = c.Eventually("a metaserver leads", func() error {
+		s, err := c.status()
+		if err != nil {
+			return err
+		}
+		for _, m := range s.Metaservers {
+			for _, server := range c.Metas {
+				if m.Leader && strings.HasPrefix(m.Address, server.Host.IP.String()+":") {
+					leader = server
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("none of %d", len(s.Metaservers))
+	})
+	return leader, err
+}
+
+// StateOf returns what the cluster thinks of a chunk server.
+func (c *Cluster) StateOf(server *Server) (string, error) {
+	s, err := c.status()
+	if err != nil {
+		return "", err
+	}
+	for _, cs := range s.Chunkservers {
+		if strings.HasPrefix(cs.Address, server.Host.IP.String()+":") {
+			return cs.State, nil
+		}
+	}
+	return "", fmt.Errorf("%s is not known", server.Name)
+}
+
 // Fsck has the cluster check itself, if this version of it can.
 func (c *Cluster) Fsck() error {
-	if _, err := c.Shoal("fsck", "--help"); err != nil {
-		return nil // an unknown command
+	if !Has(c.opts.Binary, "fsck") {
+		return nil
 	}
 	out, err := c.Shoal("fsck")
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
 	}
 	return nil
+}
+
+// Has tells whether a binary has a command. The help of one that it has not is that of the commands above it.
+func Has(binary string, command ...string) bool {
+	out, err := exec.Command(binary, append(command, "--help")...).Output()
+	return err == nil && strings.Contains(string(out), "Usage:\n  shoal "+strings.Join(command, " "))
 }
 
 // quickDeath are flags for a metaserver that soon thinks servers dead, of those that it has.
