@@ -290,13 +290,15 @@ func policies(t *testing.T) []string {
 // TestFaults runs each fault against a cluster of its own, under load, and checks that no program notices: there are no errors,
 // reads are right, and everything that was acknowledged is there in the end.
 //
-// SHOAL_LONG=1 runs all of them, with longer load. SHOAL_SEED makes another load.
+// SHOAL_LONG=1 runs all of them, with longer load; SHOAL_FAULTS=all runs all with the load of the short matrix. SHOAL_SEED makes
+// another load.
 func TestFaults(t *testing.T) {
 	Need(t)
 	long := os.Getenv("SHOAL_LONG") != ""
+	all := long || os.Getenv("SHOAL_FAULTS") == "all"
 	for _, policy := range policies(t) {
 		for i, f := range matrix {
-			if long || f.short {
+			if all || f.short {
 				t.Run(policy+"/"+f.name, func(t *testing.T) { f.test(t, policy, seed(t)+uint64(1000*i), long) })
 			}
 		}

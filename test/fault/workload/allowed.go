@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// segment is a range of a file in which every byte may be that of the same writes.
+// segment is a range of a file, not empty, in which every byte may be that of the same writes.
 type segment struct {
 	from, to int64
 	stamps   []Stamp // the newest last
@@ -126,12 +126,9 @@ const apart = 16
 // compare returns the ranges of what was read at off that may not be so.
 func (c *content) compare(p []byte, off int64) []Range {
 	var bad []Range
-	i, found := slices.BinarySearchFunc(c.segments, off, func(s segment, at int64) int { return int(s.from - at) })
-	if !found {
-		i--
-	}
+	i, _ := slices.BinarySearchFunc(c.segments, off, func(s segment, at int64) int { return int(s.to - 1 - at) })
 	for len(p) > 0 {
-		if i >= len(c.segments) || i < 0 {
+		if i == len(c.segments) {
 			return append(bad, Range{off, off + int64(len(p)), "the end of the file", c.describe(p, off)})
 		}
 		s := &c.segments[i]

@@ -100,7 +100,9 @@ func TestCompareFindsExactlyWhatIsWrong(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	if bad := c.compare(append(good, 0), 0); len(bad) != 1 || bad[0].From != 1000 {
-		t.Errorf("a byte behind the end: %v", bad)
+	for _, from := range []int64{0, 400, 999, 1000, 2000} {
+		if bad := c.compare(append(good[min(from, 1000):], 0), from); len(bad) != 1 || bad[0].To != max(from, 1000)+1 {
+			t.Errorf("a byte behind the end, read from %d on: %v", from, bad)
+		}
 	}
 }
