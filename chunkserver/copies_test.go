@@ -304,7 +304,8 @@ func TestOrdersRepeated(t *testing.T) {
 	}
 	gate := make(chan struct{})
 	f.set(func(*pb.ReadRequest, []byte) error { <-gate; return nil })
-	defer sync.OnceFunc(func() { close(gate) })
+	open := sync.OnceFunc(func() { close(gate) })
+	defer open()
 	for range 10 {
 		m.order(t, s, &pb.HeartbeatReply{Copies: orders})
 	}
@@ -319,7 +320,7 @@ func TestOrdersRepeated(t *testing.T) {
 	before := m.complete
 	m.mu.Unlock()
 	m.until(t, "the order arrives", func() bool { return m.complete > before })
-	close(gate)
+	open()
 	for _, o := range orders {
 		if r := m.result(t, o.Stored); r.Error != "" || r.Bytes != 1<<20 {
 			t.Errorf("%v", r)

@@ -48,7 +48,7 @@ func mustCopy(t *testing.T, d *Disk, id chunk.ID, data []byte) {
 
 func asides(t *testing.T, d *Disk) []string {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(d.path, chunksName, "*", "*"+aside))
+	found, err := filepath.Glob(filepath.Join(d.path, chunksName, "*", "*"+copySuffix))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestCopyAndOthers(t *testing.T) {
 	finish(t, w)
 	mustCopy(t, d, 2, data)
 
-	put(t, filepath.Join(d.dirOf(3), chunk.ID(3).String()+aside), []byte("could not be removed"))
+	put(t, filepath.Join(d.dirOf(3), chunk.ID(3).String()+copySuffix), []byte("could not be removed"))
 	mustCopy(t, d, 3, data)
 	mustRead(t, d, 3, 0, data)
 }
@@ -218,7 +218,7 @@ func TestUnfinishedCopiesAreRemoved(t *testing.T) {
 	if len(asides(t, d)) != 2 {
 		t.Fatal("there are none")
 	}
-	other := filepath.Join(d.dirOf(5), "not mine"+aside)
+	other := filepath.Join(d.dirOf(5), "not mine"+copySuffix)
 	put(t, other, []byte("x"))
 	d = openT(t, dir, Options{})
 	if st := d.Stats(); st.Chunks != 1 || st.Bad != 0 || st.Foreign != 1 {
