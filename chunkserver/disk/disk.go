@@ -82,21 +82,23 @@ func (o *Options) defaults() {
 
 // Disk is an open data directory. All methods may be called at once from several goroutines.
 type Disk struct {
-	path string
-	uuid [16]byte
-	opts Options
-	fs   FS
-	log  *slog.Logger
-	lock *os.File
+	path       string
+	uuid       [16]byte
+	opts       Options
+	fs         FS // of what clients wait for
+	background FS // of everything else: it counts less when the disk is measured
+	log        *slog.Logger
+	lock       *os.File
 
 	identity atomic.Pointer[Identity]
 	cache    *cache
 	space    budget
+	timings  timings
 	failure  atomic.Pointer[error]
 
 	flushes chan flush // unbuffered: taken when the flusher is idle
 	quit    chan struct{}
-	flusher sync.WaitGroup
+	tasks   sync.WaitGroup // that run until quit is closed
 
 	mu       sync.RWMutex // never held while the disk is asked for anything: it may take for ever
 	chunks   map[chunk.ID]state
@@ -127,13 +129,15 @@ func Open(dir string, opts Options) (*Disk, error) {
 		return nil, fmt.Errorf("data directory %s: %w", dir, err)
 	}
 	d := &Disk{
-		path: dir, uuid: uuid, opts: opts, fs: opts.FS, log: opts.Logger.With("disk", dir), lock: lock,
+		path: dir, uuid: uuid, opts: opts, log: opts.Logger.With("disk", dir), lock: lock,
 		cache:  newCache(opts.MaxOpen, opts.IndexMemory),
 		chunks: map[chunk.ID]state{}, writers: map[chunk.ID]*Writer{}, copies: map[chunk.ID]*Copy{},
 		flushes: make(chan flush), quit: make(chan struct{}),
 	}
 	d.identity.Store(&id)
-	err = d.refreshSpace()
+	d.timings.now = opts.Now
+	d.fs, d.background = timedFS{opts.FS, &d.timings, true}, timedFS{opts.FS, &d.timings, false}
+	err = d.askSpace()
 	if err == nil {
 		err = d.scan()
 	}
@@ -141,7 +145,8 @@ func Open(dir string, opts Options) (*Disk, error) {
 		_ = lock.Close()
 		return nil, fmt.Errorf("data directory %s: %w", dir, err)
 	}
-	d.flusher.Go(d.runFlusher)
+	d.tasks.Go(d.runFlusher)
+	d.tasks.Go(d.runSpace)
 	return d, nil
 }
 
@@ -163,7 +168,7 @@ func (d *Disk) Close() error {
 		err = errors.Join(err, w.Finish())
 	}
 	close(d.quit)
-	d.flusher.Wait()
+	d.tasks.Wait()
 	d.cache.clear()
 	return errors.Join(err, d.lock.Close())
 }
@@ -220,7 +225,7 @@ func (d *Disk) Create(id chunk.ID) (*Writer, error) {
 	if err := d.claim(w); err != nil {
 		return nil, fmt.Errorf("create chunk %v: %w", id, err)
 	}
-	if err := w.open(d.pathOf(id)); err != nil {
+	if err := w.open(d.fs, d.pathOf(id)); err != nil {
 		d.forget(w)
 		return nil, fmt.Errorf("create chunk %v: %w", id, err)
 	}
@@ -228,8 +233,8 @@ func (d *Disk) Create(id chunk.ID) (*Writer, error) {
 }
 
 // open makes the file that the writer appends to.
-func (w *Writer) open(path string) error {
-	f, err := w.d.create(path)
+func (w *Writer) open(fs FS, path string) error {
+	f, err := w.d.create(fs, path)
 	if err != nil {
 		return err
 	}
@@ -245,8 +250,8 @@ func (w *Writer) open(path string) error {
 	return nil
 }
 
-func (d *Disk) create(path string) (File, error) {
-	f, err := d.fs.Create(path)
+func (d *Disk) create(on FS, path string) (File, error) {
+	f, err := on.Create(path)
 	switch {
 	case err == nil:
 		return f, nil
