@@ -40,10 +40,11 @@ type leader struct {
 	end   context.CancelFunc
 	done  chan struct{}
 
-	table   *lease.Table
-	live    *liveness.Tracker
-	repair  *repair.Engine
-	horizon horizon
+	table    *lease.Table
+	live     *liveness.Tracker
+	repair   *repair.Engine
+	horizon  horizon
+	checking sync.Mutex // held by the one check of the cluster that may run
 
 	mu    sync.Mutex
 	beats map[chunk.ServerID]*heartbeats // the stream of each chunk server

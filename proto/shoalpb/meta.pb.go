@@ -75,6 +75,161 @@ func (ManageServerRequest_Action) EnumDescriptor() ([]byte, []int) {
 	return file_shoalpb_meta_proto_rawDescGZIP(), []int{0, 0}
 }
 
+type StateFix_Kind int32
+
+const (
+	StateFix_NONE    StateFix_Kind = 0
+	StateFix_ADD     StateFix_Kind = 1  // `delta` to the sum `sum` of `id`
+	StateFix_NEXT    StateFix_Kind = 2  // the number in `key` of `bucket` was given out
+	StateFix_INODE   StateFix_Kind = 3  // in the record of inode `id` some fields follow from others
+	StateFix_PARENT  StateFix_Kind = 4  // directory `id` has its name in dentry `key`
+	StateFix_CHUNK   StateFix_Kind = 5  // chunk `id` has moves that cannot be, or an owner that does not exist
+	StateFix_GARBAGE StateFix_Kind = 6  // chunk `id` is not needed
+	StateFix_INDEX   StateFix_Kind = 7  // record `key` of `bucket` follows from others: it has to be there, or not. That of an uuid or a nonce leads to `id`
+	StateFix_NAME    StateFix_Kind = 8  // dentry `key` goes if its inode does not exist, and has that inode's type else
+	StateFix_REMAKE  StateFix_Kind = 9  // inode `id` does not exist, but has entries or extents; `key`: the dentry that leads to it
+	StateFix_ATTACH  StateFix_Kind = 10 // inode `id`, unchanged since log index `seen`, gets a name in /lost+found, in place of dentry `key` if that is set
+)
+
+// Enum value maps for StateFix_Kind.
+var (
+	StateFix_Kind_name = map[int32]string{
+		0:  "NONE",
+		1:  "ADD",
+		2:  "NEXT",
+		3:  "INODE",
+		4:  "PARENT",
+		5:  "CHUNK",
+		6:  "GARBAGE",
+		7:  "INDEX",
+		8:  "NAME",
+		9:  "REMAKE",
+		10: "ATTACH",
+	}
+	StateFix_Kind_value = map[string]int32{
+		"NONE":    0,
+		"ADD":     1,
+		"NEXT":    2,
+		"INODE":   3,
+		"PARENT":  4,
+		"CHUNK":   5,
+		"GARBAGE": 6,
+		"INDEX":   7,
+		"NAME":    8,
+		"REMAKE":  9,
+		"ATTACH":  10,
+	}
+)
+
+func (x StateFix_Kind) Enum() *StateFix_Kind {
+	p := new(StateFix_Kind)
+	*p = x
+	return p
+}
+
+func (x StateFix_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StateFix_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_shoalpb_meta_proto_enumTypes[1].Descriptor()
+}
+
+func (StateFix_Kind) Type() protoreflect.EnumType {
+	return &file_shoalpb_meta_proto_enumTypes[1]
+}
+
+func (x StateFix_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StateFix_Kind.Descriptor instead.
+func (StateFix_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39, 0}
+}
+
+type StateFix_Sum int32
+
+const (
+	StateFix_NO_SUM       StateFix_Sum = 0
+	StateFix_INODES       StateFix_Sum = 1 // of the whole state
+	StateFix_CHUNKS       StateFix_Sum = 2
+	StateFix_LIVE_BYTES   StateFix_Sum = 3
+	StateFix_INLINE_BYTES StateFix_Sum = 4
+	StateFix_DELETIONS    StateFix_Sum = 5
+	StateFix_SESSIONS     StateFix_Sum = 6
+	StateFix_SERVERS      StateFix_Sum = 7
+	StateFix_NLINK        StateFix_Sum = 8 // of inode `id`
+	StateFix_ENTRIES      StateFix_Sum = 9
+	StateFix_ALLOCATED    StateFix_Sum = 10
+	StateFix_XATTR_BYTES  StateFix_Sum = 11
+	StateFix_CHUNK_LIVE   StateFix_Sum = 12 // of chunk `id`
+	StateFix_OWNED        StateFix_Sum = 13 // of session `id`
+)
+
+// Enum value maps for StateFix_Sum.
+var (
+	StateFix_Sum_name = map[int32]string{
+		0:  "NO_SUM",
+		1:  "INODES",
+		2:  "CHUNKS",
+		3:  "LIVE_BYTES",
+		4:  "INLINE_BYTES",
+		5:  "DELETIONS",
+		6:  "SESSIONS",
+		7:  "SERVERS",
+		8:  "NLINK",
+		9:  "ENTRIES",
+		10: "ALLOCATED",
+		11: "XATTR_BYTES",
+		12: "CHUNK_LIVE",
+		13: "OWNED",
+	}
+	StateFix_Sum_value = map[string]int32{
+		"NO_SUM":       0,
+		"INODES":       1,
+		"CHUNKS":       2,
+		"LIVE_BYTES":   3,
+		"INLINE_BYTES": 4,
+		"DELETIONS":    5,
+		"SESSIONS":     6,
+		"SERVERS":      7,
+		"NLINK":        8,
+		"ENTRIES":      9,
+		"ALLOCATED":    10,
+		"XATTR_BYTES":  11,
+		"CHUNK_LIVE":   12,
+		"OWNED":        13,
+	}
+)
+
+func (x StateFix_Sum) Enum() *StateFix_Sum {
+	p := new(StateFix_Sum)
+	*p = x
+	return p
+}
+
+func (x StateFix_Sum) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StateFix_Sum) Descriptor() protoreflect.EnumDescriptor {
+	return file_shoalpb_meta_proto_enumTypes[2].Descriptor()
+}
+
+func (StateFix_Sum) Type() protoreflect.EnumType {
+	return &file_shoalpb_meta_proto_enumTypes[2]
+}
+
+func (x StateFix_Sum) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StateFix_Sum.Descriptor instead.
+func (StateFix_Sum) EnumDescriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39, 1}
+}
+
 type ManageServerRequest struct {
 	state         protoimpl.MessageState     `protogen:"open.v1"`
 	Server        uint32                     `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -583,6 +738,7 @@ type Op struct {
 	//	*Op_LoseShards
 	//	*Op_SetServer
 	//	*Op_RemoveServer
+	//	*Op_RepairState
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -832,6 +988,15 @@ func (x *Op) GetRemoveServer() *RemoveServer {
 	return nil
 }
 
+func (x *Op) GetRepairState() *RepairState {
+	if x != nil {
+		if x, ok := x.Op.(*Op_RepairState); ok {
+			return x.RepairState
+		}
+	}
+	return nil
+}
+
 type isOp_Op interface {
 	isOp_Op()
 }
@@ -929,6 +1094,10 @@ type Op_RemoveServer struct {
 	RemoveServer *RemoveServer `protobuf:"bytes,28,opt,name=remove_server,json=removeServer,proto3,oneof"`
 }
 
+type Op_RepairState struct {
+	RepairState *RepairState `protobuf:"bytes,29,opt,name=repair_state,json=repairState,proto3,oneof"`
+}
+
 func (*Op_MakeNode) isOp_Op() {}
 
 func (*Op_Link) isOp_Op() {}
@@ -974,6 +1143,8 @@ func (*Op_LoseShards) isOp_Op() {}
 func (*Op_SetServer) isOp_Op() {}
 
 func (*Op_RemoveServer) isOp_Op() {}
+
+func (*Op_RepairState) isOp_Op() {}
 
 // Command is an entry of the raft log.
 type Command struct {
@@ -2996,6 +3167,186 @@ func (x *RemoveServer) GetServer() uint32 {
 	return 0
 }
 
+// RepairState puts right what a check of the state found, as far as it follows from the rest of the state. EINVAL, and nothing is
+// changed: the state was repaired since it was checked. Commands with this operation have version 2.
+type RepairState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checked       uint64                 `protobuf:"varint,1,opt,name=checked,proto3" json:"checked,omitempty"` // log index of the state that was checked
+	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`     // log index of the command that repaired another part of what that check found; 0: this is the first
+	Fixes         []*StateFix            `protobuf:"bytes,3,rep,name=fixes,proto3" json:"fixes,omitempty"`      // at most 1024
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairState) Reset() {
+	*x = RepairState{}
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairState) ProtoMessage() {}
+
+func (x *RepairState) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairState.ProtoReflect.Descriptor instead.
+func (*RepairState) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *RepairState) GetChecked() uint64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *RepairState) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *RepairState) GetFixes() []*StateFix {
+	if x != nil {
+		return x.Fixes
+	}
+	return nil
+}
+
+// StateFix is something to be put right. Each is looked at again when it is applied, and left out where the state does not need
+// or allow it (any more).
+type StateFix struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          StateFix_Kind          `protobuf:"varint,1,opt,name=kind,proto3,enum=shoal.v1.StateFix_Kind" json:"kind,omitempty"`
+	Bucket        uint32                 `protobuf:"varint,2,opt,name=bucket,proto3" json:"bucket,omitempty"` // number
+	Key           []byte                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	Id            uint64                 `protobuf:"fixed64,4,opt,name=id,proto3" json:"id,omitempty"`
+	Sum           StateFix_Sum           `protobuf:"varint,5,opt,name=sum,proto3,enum=shoal.v1.StateFix_Sum" json:"sum,omitempty"`
+	Delta         int64                  `protobuf:"zigzag64,6,opt,name=delta,proto3" json:"delta,omitempty"`
+	Seen          uint64                 `protobuf:"varint,7,opt,name=seen,proto3" json:"seen,omitempty"`            // ADD: what was recorded
+	Links         uint64                 `protobuf:"varint,8,opt,name=links,proto3" json:"links,omitempty"`          // REMAKE, ATTACH: the inode has so many afterwards
+	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`            // REMAKE
+	Allocated     uint64                 `protobuf:"varint,10,opt,name=allocated,proto3" json:"allocated,omitempty"` // REMAKE
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateFix) Reset() {
+	*x = StateFix{}
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateFix) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateFix) ProtoMessage() {}
+
+func (x *StateFix) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateFix.ProtoReflect.Descriptor instead.
+func (*StateFix) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *StateFix) GetKind() StateFix_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return StateFix_NONE
+}
+
+func (x *StateFix) GetBucket() uint32 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *StateFix) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *StateFix) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *StateFix) GetSum() StateFix_Sum {
+	if x != nil {
+		return x.Sum
+	}
+	return StateFix_NO_SUM
+}
+
+func (x *StateFix) GetDelta() int64 {
+	if x != nil {
+		return x.Delta
+	}
+	return 0
+}
+
+func (x *StateFix) GetSeen() uint64 {
+	if x != nil {
+		return x.Seen
+	}
+	return 0
+}
+
+func (x *StateFix) GetLinks() uint64 {
+	if x != nil {
+		return x.Links
+	}
+	return 0
+}
+
+func (x *StateFix) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *StateFix) GetAllocated() uint64 {
+	if x != nil {
+		return x.Allocated
+	}
+	return 0
+}
+
 // SessionPing: the first one names the session and all inodes that the client has open. The client must have dropped
 // everything that it cached under leases before it sends that one. A ping a second renews the leases. Pings are numbered from
 // 1 over all streams of the session: a stream whose first one is older than another that was answered is refused.
@@ -3012,7 +3363,7 @@ type SessionPing struct {
 
 func (x *SessionPing) Reset() {
 	*x = SessionPing{}
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3024,7 +3375,7 @@ func (x *SessionPing) String() string {
 func (*SessionPing) ProtoMessage() {}
 
 func (x *SessionPing) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3037,7 +3388,7 @@ func (x *SessionPing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPing.ProtoReflect.Descriptor instead.
 func (*SessionPing) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SessionPing) GetSession() uint64 {
@@ -3085,7 +3436,7 @@ type RevokeAck struct {
 
 func (x *RevokeAck) Reset() {
 	*x = RevokeAck{}
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3448,7 @@ func (x *RevokeAck) String() string {
 func (*RevokeAck) ProtoMessage() {}
 
 func (x *RevokeAck) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3461,7 @@ func (x *RevokeAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAck.ProtoReflect.Descriptor instead.
 func (*RevokeAck) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RevokeAck) GetRevoke() uint64 {
@@ -3141,7 +3492,7 @@ type SessionPush struct {
 
 func (x *SessionPush) Reset() {
 	*x = SessionPush{}
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3504,7 @@ func (x *SessionPush) String() string {
 func (*SessionPush) ProtoMessage() {}
 
 func (x *SessionPush) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3517,7 @@ func (x *SessionPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPush.ProtoReflect.Descriptor instead.
 func (*SessionPush) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SessionPush) GetPong() uint64 {
@@ -3221,7 +3572,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3584,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3597,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Revoke) GetId() uint64 {
@@ -3273,7 +3624,7 @@ type ReadContext struct {
 
 func (x *ReadContext) Reset() {
 	*x = ReadContext{}
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3285,7 +3636,7 @@ func (x *ReadContext) String() string {
 func (*ReadContext) ProtoMessage() {}
 
 func (x *ReadContext) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3298,7 +3649,7 @@ func (x *ReadContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContext.ProtoReflect.Descriptor instead.
 func (*ReadContext) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReadContext) GetSession() uint64 {
@@ -3326,7 +3677,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3338,7 +3689,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3351,7 +3702,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LookupRequest) GetCtx() *ReadContext {
@@ -3388,7 +3739,7 @@ type LookupReply struct {
 
 func (x *LookupReply) Reset() {
 	*x = LookupReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3400,7 +3751,7 @@ func (x *LookupReply) String() string {
 func (*LookupReply) ProtoMessage() {}
 
 func (x *LookupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3413,7 +3764,7 @@ func (x *LookupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupReply.ProtoReflect.Descriptor instead.
 func (*LookupReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *LookupReply) GetAttr() *Attr {
@@ -3461,7 +3812,7 @@ type GetAttrRequest struct {
 
 func (x *GetAttrRequest) Reset() {
 	*x = GetAttrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3473,7 +3824,7 @@ func (x *GetAttrRequest) String() string {
 func (*GetAttrRequest) ProtoMessage() {}
 
 func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3486,7 +3837,7 @@ func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrRequest.ProtoReflect.Descriptor instead.
 func (*GetAttrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GetAttrRequest) GetCtx() *ReadContext {
@@ -3514,7 +3865,7 @@ type GetAttrReply struct {
 
 func (x *GetAttrReply) Reset() {
 	*x = GetAttrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3526,7 +3877,7 @@ func (x *GetAttrReply) String() string {
 func (*GetAttrReply) ProtoMessage() {}
 
 func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3539,7 +3890,7 @@ func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrReply.ProtoReflect.Descriptor instead.
 func (*GetAttrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetAttrReply) GetAttr() *Attr {
@@ -3574,7 +3925,7 @@ type OpenRequest struct {
 
 func (x *OpenRequest) Reset() {
 	*x = OpenRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +3937,7 @@ func (x *OpenRequest) String() string {
 func (*OpenRequest) ProtoMessage() {}
 
 func (x *OpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3599,7 +3950,7 @@ func (x *OpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
 func (*OpenRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *OpenRequest) GetCtx() *ReadContext {
@@ -3635,7 +3986,7 @@ type ExtentsRequest struct {
 
 func (x *ExtentsRequest) Reset() {
 	*x = ExtentsRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +3998,7 @@ func (x *ExtentsRequest) String() string {
 func (*ExtentsRequest) ProtoMessage() {}
 
 func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +4011,7 @@ func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsRequest.ProtoReflect.Descriptor instead.
 func (*ExtentsRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ExtentsRequest) GetCtx() *ReadContext {
@@ -3706,7 +4057,7 @@ type ExtentsReply struct {
 
 func (x *ExtentsReply) Reset() {
 	*x = ExtentsReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3718,7 +4069,7 @@ func (x *ExtentsReply) String() string {
 func (*ExtentsReply) ProtoMessage() {}
 
 func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3731,7 +4082,7 @@ func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsReply.ProtoReflect.Descriptor instead.
 func (*ExtentsReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ExtentsReply) GetAttr() *Attr {
@@ -3795,7 +4146,7 @@ type ReadDirRequest struct {
 
 func (x *ReadDirRequest) Reset() {
 	*x = ReadDirRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3807,7 +4158,7 @@ func (x *ReadDirRequest) String() string {
 func (*ReadDirRequest) ProtoMessage() {}
 
 func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3820,7 +4171,7 @@ func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirRequest.ProtoReflect.Descriptor instead.
 func (*ReadDirRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReadDirRequest) GetCtx() *ReadContext {
@@ -3864,7 +4215,7 @@ type ReadDirReply struct {
 
 func (x *ReadDirReply) Reset() {
 	*x = ReadDirReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3876,7 +4227,7 @@ func (x *ReadDirReply) String() string {
 func (*ReadDirReply) ProtoMessage() {}
 
 func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3889,7 +4240,7 @@ func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirReply.ProtoReflect.Descriptor instead.
 func (*ReadDirReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReadDirReply) GetEntries() []*Dirent {
@@ -3938,7 +4289,7 @@ type Dirent struct {
 
 func (x *Dirent) Reset() {
 	*x = Dirent{}
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3950,7 +4301,7 @@ func (x *Dirent) String() string {
 func (*Dirent) ProtoMessage() {}
 
 func (x *Dirent) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3963,7 +4314,7 @@ func (x *Dirent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dirent.ProtoReflect.Descriptor instead.
 func (*Dirent) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Dirent) GetName() []byte {
@@ -3998,7 +4349,7 @@ type GetXattrRequest struct {
 
 func (x *GetXattrRequest) Reset() {
 	*x = GetXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4010,7 +4361,7 @@ func (x *GetXattrRequest) String() string {
 func (*GetXattrRequest) ProtoMessage() {}
 
 func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4023,7 +4374,7 @@ func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrRequest.ProtoReflect.Descriptor instead.
 func (*GetXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetXattrRequest) GetCtx() *ReadContext {
@@ -4056,7 +4407,7 @@ type GetXattrReply struct {
 
 func (x *GetXattrReply) Reset() {
 	*x = GetXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4068,7 +4419,7 @@ func (x *GetXattrReply) String() string {
 func (*GetXattrReply) ProtoMessage() {}
 
 func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4081,7 +4432,7 @@ func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrReply.ProtoReflect.Descriptor instead.
 func (*GetXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetXattrReply) GetValue() []byte {
@@ -4101,7 +4452,7 @@ type ListXattrRequest struct {
 
 func (x *ListXattrRequest) Reset() {
 	*x = ListXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4113,7 +4464,7 @@ func (x *ListXattrRequest) String() string {
 func (*ListXattrRequest) ProtoMessage() {}
 
 func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4126,7 +4477,7 @@ func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrRequest.ProtoReflect.Descriptor instead.
 func (*ListXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListXattrRequest) GetCtx() *ReadContext {
@@ -4152,7 +4503,7 @@ type ListXattrReply struct {
 
 func (x *ListXattrReply) Reset() {
 	*x = ListXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4164,7 +4515,7 @@ func (x *ListXattrReply) String() string {
 func (*ListXattrReply) ProtoMessage() {}
 
 func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4177,7 +4528,7 @@ func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrReply.ProtoReflect.Descriptor instead.
 func (*ListXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListXattrReply) GetNames() []string {
@@ -4195,7 +4546,7 @@ type StatFSRequest struct {
 
 func (x *StatFSRequest) Reset() {
 	*x = StatFSRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4207,7 +4558,7 @@ func (x *StatFSRequest) String() string {
 func (*StatFSRequest) ProtoMessage() {}
 
 func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4220,7 +4571,7 @@ func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSRequest.ProtoReflect.Descriptor instead.
 func (*StatFSRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 type StatFSReply struct {
@@ -4236,7 +4587,7 @@ type StatFSReply struct {
 
 func (x *StatFSReply) Reset() {
 	*x = StatFSReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4248,7 +4599,7 @@ func (x *StatFSReply) String() string {
 func (*StatFSReply) ProtoMessage() {}
 
 func (x *StatFSReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4261,7 +4612,7 @@ func (x *StatFSReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSReply.ProtoReflect.Descriptor instead.
 func (*StatFSReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StatFSReply) GetCapacity() uint64 {
@@ -4307,7 +4658,7 @@ type ServersRequest struct {
 
 func (x *ServersRequest) Reset() {
 	*x = ServersRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4319,7 +4670,7 @@ func (x *ServersRequest) String() string {
 func (*ServersRequest) ProtoMessage() {}
 
 func (x *ServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4332,7 +4683,7 @@ func (x *ServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersRequest.ProtoReflect.Descriptor instead.
 func (*ServersRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 type ServersReply struct {
@@ -4344,7 +4695,7 @@ type ServersReply struct {
 
 func (x *ServersReply) Reset() {
 	*x = ServersReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4356,7 +4707,7 @@ func (x *ServersReply) String() string {
 func (*ServersReply) ProtoMessage() {}
 
 func (x *ServersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4369,7 +4720,7 @@ func (x *ServersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersReply.ProtoReflect.Descriptor instead.
 func (*ServersReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ServersReply) GetServers() []*ServerInfo {
@@ -4387,7 +4738,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4750,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4763,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
 }
 
 type StatusReply struct {
@@ -4438,7 +4789,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4450,7 +4801,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4463,7 +4814,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *StatusReply) GetCluster() string {
@@ -4593,7 +4944,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4605,7 +4956,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4618,7 +4969,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Redundancy) GetKnown() bool {
@@ -4724,7 +5075,7 @@ type MetaMember struct {
 
 func (x *MetaMember) Reset() {
 	*x = MetaMember{}
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4736,7 +5087,7 @@ func (x *MetaMember) String() string {
 func (*MetaMember) ProtoMessage() {}
 
 func (x *MetaMember) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4749,7 +5100,7 @@ func (x *MetaMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaMember.ProtoReflect.Descriptor instead.
 func (*MetaMember) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *MetaMember) GetId() uint64 {
@@ -4792,7 +5143,7 @@ type ReportServerRequest struct {
 
 func (x *ReportServerRequest) Reset() {
 	*x = ReportServerRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4804,7 +5155,7 @@ func (x *ReportServerRequest) String() string {
 func (*ReportServerRequest) ProtoMessage() {}
 
 func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4817,7 +5168,7 @@ func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerRequest.ProtoReflect.Descriptor instead.
 func (*ReportServerRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ReportServerRequest) GetSession() uint64 {
@@ -4856,7 +5207,7 @@ type ReportServerReply struct {
 
 func (x *ReportServerReply) Reset() {
 	*x = ReportServerReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4868,7 +5219,7 @@ func (x *ReportServerReply) String() string {
 func (*ReportServerReply) ProtoMessage() {}
 
 func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4881,7 +5232,7 @@ func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerReply.ProtoReflect.Descriptor instead.
 func (*ReportServerReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
 }
 
 type RegisterRequest struct {
@@ -4897,7 +5248,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4909,7 +5260,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4922,7 +5273,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RegisterRequest) GetCluster() []byte {
@@ -4970,7 +5321,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4982,7 +5333,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4995,7 +5346,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RegisterReply) GetCluster() []byte {
@@ -5031,7 +5382,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5043,7 +5394,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5056,7 +5407,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *HeartbeatRequest) GetCluster() []byte {
@@ -5147,7 +5498,7 @@ type ChunkReport struct {
 
 func (x *ChunkReport) Reset() {
 	*x = ChunkReport{}
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5159,7 +5510,7 @@ func (x *ChunkReport) String() string {
 func (*ChunkReport) ProtoMessage() {}
 
 func (x *ChunkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5172,7 +5523,7 @@ func (x *ChunkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReport.ProtoReflect.Descriptor instead.
 func (*ChunkReport) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ChunkReport) GetId() uint64 {
@@ -5211,7 +5562,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5223,7 +5574,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5236,7 +5587,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *HeartbeatReply) GetDelete() []uint64 {
@@ -5303,7 +5654,7 @@ type CopyOrder struct {
 
 func (x *CopyOrder) Reset() {
 	*x = CopyOrder{}
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5315,7 +5666,7 @@ func (x *CopyOrder) String() string {
 func (*CopyOrder) ProtoMessage() {}
 
 func (x *CopyOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5328,7 +5679,7 @@ func (x *CopyOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOrder.ProtoReflect.Descriptor instead.
 func (*CopyOrder) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *CopyOrder) GetStored() uint64 {
@@ -5384,7 +5735,7 @@ type CopyResult struct {
 
 func (x *CopyResult) Reset() {
 	*x = CopyResult{}
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5396,7 +5747,7 @@ func (x *CopyResult) String() string {
 func (*CopyResult) ProtoMessage() {}
 
 func (x *CopyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5409,7 +5760,7 @@ func (x *CopyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyResult.ProtoReflect.Descriptor instead.
 func (*CopyResult) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *CopyResult) GetStored() uint64 {
@@ -5447,7 +5798,7 @@ type ScrubProgress struct {
 
 func (x *ScrubProgress) Reset() {
 	*x = ScrubProgress{}
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5459,7 +5810,7 @@ func (x *ScrubProgress) String() string {
 func (*ScrubProgress) ProtoMessage() {}
 
 func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5472,7 +5823,7 @@ func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubProgress.ProtoReflect.Descriptor instead.
 func (*ScrubProgress) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ScrubProgress) GetPass() uint64 {
@@ -5520,7 +5871,7 @@ type PeerBytes struct {
 
 func (x *PeerBytes) Reset() {
 	*x = PeerBytes{}
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5532,7 +5883,7 @@ func (x *PeerBytes) String() string {
 func (*PeerBytes) ProtoMessage() {}
 
 func (x *PeerBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5545,7 +5896,7 @@ func (x *PeerBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerBytes.ProtoReflect.Descriptor instead.
 func (*PeerBytes) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *PeerBytes) GetData() []byte {
@@ -5607,7 +5958,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x18\x03 \x01(\x04R\n" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x04 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
-	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\x9f\n" +
+	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\xdb\n" +
 	"\n" +
 	"\x02Op\x121\n" +
 	"\tmake_node\x18\x01 \x01(\v2\x12.shoal.v1.MakeNodeH\x00R\bmakeNode\x12$\n" +
@@ -5638,7 +5989,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"loseShards\x124\n" +
 	"\n" +
 	"set_server\x18\x1b \x01(\v2\x13.shoal.v1.SetServerH\x00R\tsetServer\x12=\n" +
-	"\rremove_server\x18\x1c \x01(\v2\x16.shoal.v1.RemoveServerH\x00R\fremoveServerB\x04\n" +
+	"\rremove_server\x18\x1c \x01(\v2\x16.shoal.v1.RemoveServerH\x00R\fremoveServer\x12:\n" +
+	"\frepair_state\x18\x1d \x01(\v2\x15.shoal.v1.RepairStateH\x00R\vrepairStateB\x04\n" +
 	"\x02op\"\xe5\x01\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
@@ -5810,7 +6162,60 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x1a\n" +
 	"\bdraining\x18\x02 \x01(\bR\bdraining\"&\n" +
 	"\fRemoveServer\x12\x16\n" +
-	"\x06server\x18\x01 \x01(\rR\x06server\"\x96\x01\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\"g\n" +
+	"\vRepairState\x12\x18\n" +
+	"\achecked\x18\x01 \x01(\x04R\achecked\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\x12(\n" +
+	"\x05fixes\x18\x03 \x03(\v2\x12.shoal.v1.StateFixR\x05fixes\"\xd9\x04\n" +
+	"\bStateFix\x12+\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x17.shoal.v1.StateFix.KindR\x04kind\x12\x16\n" +
+	"\x06bucket\x18\x02 \x01(\rR\x06bucket\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\fR\x03key\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\x06R\x02id\x12(\n" +
+	"\x03sum\x18\x05 \x01(\x0e2\x16.shoal.v1.StateFix.SumR\x03sum\x12\x14\n" +
+	"\x05delta\x18\x06 \x01(\x12R\x05delta\x12\x12\n" +
+	"\x04seen\x18\a \x01(\x04R\x04seen\x12\x14\n" +
+	"\x05links\x18\b \x01(\x04R\x05links\x12\x12\n" +
+	"\x04size\x18\t \x01(\x04R\x04size\x12\x1c\n" +
+	"\tallocated\x18\n" +
+	" \x01(\x04R\tallocated\"\x7f\n" +
+	"\x04Kind\x12\b\n" +
+	"\x04NONE\x10\x00\x12\a\n" +
+	"\x03ADD\x10\x01\x12\b\n" +
+	"\x04NEXT\x10\x02\x12\t\n" +
+	"\x05INODE\x10\x03\x12\n" +
+	"\n" +
+	"\x06PARENT\x10\x04\x12\t\n" +
+	"\x05CHUNK\x10\x05\x12\v\n" +
+	"\aGARBAGE\x10\x06\x12\t\n" +
+	"\x05INDEX\x10\a\x12\b\n" +
+	"\x04NAME\x10\b\x12\n" +
+	"\n" +
+	"\x06REMAKE\x10\t\x12\n" +
+	"\n" +
+	"\x06ATTACH\x10\n" +
+	"\"\xc8\x01\n" +
+	"\x03Sum\x12\n" +
+	"\n" +
+	"\x06NO_SUM\x10\x00\x12\n" +
+	"\n" +
+	"\x06INODES\x10\x01\x12\n" +
+	"\n" +
+	"\x06CHUNKS\x10\x02\x12\x0e\n" +
+	"\n" +
+	"LIVE_BYTES\x10\x03\x12\x10\n" +
+	"\fINLINE_BYTES\x10\x04\x12\r\n" +
+	"\tDELETIONS\x10\x05\x12\f\n" +
+	"\bSESSIONS\x10\x06\x12\v\n" +
+	"\aSERVERS\x10\a\x12\t\n" +
+	"\x05NLINK\x10\b\x12\v\n" +
+	"\aENTRIES\x10\t\x12\r\n" +
+	"\tALLOCATED\x10\n" +
+	"\x12\x0f\n" +
+	"\vXATTR_BYTES\x10\v\x12\x0e\n" +
+	"\n" +
+	"CHUNK_LIVE\x10\f\x12\t\n" +
+	"\x05OWNED\x10\r\"\x96\x01\n" +
 	"\vSessionPing\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x06R\asession\x12\x12\n" +
 	"\x04ping\x18\x02 \x01(\x04R\x04ping\x12\x16\n" +
@@ -6054,223 +6459,231 @@ func file_shoalpb_meta_proto_rawDescGZIP() []byte {
 	return file_shoalpb_meta_proto_rawDescData
 }
 
-var file_shoalpb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
+var file_shoalpb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_shoalpb_meta_proto_goTypes = []any{
 	(ManageServerRequest_Action)(0), // 0: shoal.v1.ManageServerRequest.Action
-	(*ManageServerRequest)(nil),     // 1: shoal.v1.ManageServerRequest
-	(*ManageServerReply)(nil),       // 2: shoal.v1.ManageServerReply
-	(*ScrubRequest)(nil),            // 3: shoal.v1.ScrubRequest
-	(*ScrubReply)(nil),              // 4: shoal.v1.ScrubReply
-	(*ServerScrub)(nil),             // 5: shoal.v1.ServerScrub
-	(*FsckRequest)(nil),             // 6: shoal.v1.FsckRequest
-	(*FsckReply)(nil),               // 7: shoal.v1.FsckReply
-	(*MutateRequest)(nil),           // 8: shoal.v1.MutateRequest
-	(*Op)(nil),                      // 9: shoal.v1.Op
-	(*Command)(nil),                 // 10: shoal.v1.Command
-	(*Result)(nil),                  // 11: shoal.v1.Result
-	(*MakeNode)(nil),                // 12: shoal.v1.MakeNode
-	(*Link)(nil),                    // 13: shoal.v1.Link
-	(*Unlink)(nil),                  // 14: shoal.v1.Unlink
-	(*Rename)(nil),                  // 15: shoal.v1.Rename
-	(*SetAttr)(nil),                 // 16: shoal.v1.SetAttr
-	(*SetXattr)(nil),                // 17: shoal.v1.SetXattr
-	(*RemoveXattr)(nil),             // 18: shoal.v1.RemoveXattr
-	(*Commit)(nil),                  // 19: shoal.v1.Commit
-	(*ChunkCommit)(nil),             // 20: shoal.v1.ChunkCommit
-	(*AllocChunks)(nil),             // 21: shoal.v1.AllocChunks
-	(*Candidate)(nil),               // 22: shoal.v1.Candidate
-	(*AllocatedChunk)(nil),          // 23: shoal.v1.AllocatedChunk
-	(*SealChunks)(nil),              // 24: shoal.v1.SealChunks
-	(*ReleaseInodes)(nil),           // 25: shoal.v1.ReleaseInodes
-	(*OpenSession)(nil),             // 26: shoal.v1.OpenSession
-	(*CloseSession)(nil),            // 27: shoal.v1.CloseSession
-	(*ExpireSessions)(nil),          // 28: shoal.v1.ExpireSessions
-	(*InitCluster)(nil),             // 29: shoal.v1.InitCluster
-	(*RegisterServer)(nil),          // 30: shoal.v1.RegisterServer
-	(*FinishDeletions)(nil),         // 31: shoal.v1.FinishDeletions
-	(*SetLayout)(nil),               // 32: shoal.v1.SetLayout
-	(*Move)(nil),                    // 33: shoal.v1.Move
-	(*StartMoves)(nil),              // 34: shoal.v1.StartMoves
-	(*FinishMoves)(nil),             // 35: shoal.v1.FinishMoves
-	(*LoseShards)(nil),              // 36: shoal.v1.LoseShards
-	(*SetServer)(nil),               // 37: shoal.v1.SetServer
-	(*RemoveServer)(nil),            // 38: shoal.v1.RemoveServer
-	(*SessionPing)(nil),             // 39: shoal.v1.SessionPing
-	(*RevokeAck)(nil),               // 40: shoal.v1.RevokeAck
-	(*SessionPush)(nil),             // 41: shoal.v1.SessionPush
-	(*Revoke)(nil),                  // 42: shoal.v1.Revoke
-	(*ReadContext)(nil),             // 43: shoal.v1.ReadContext
-	(*LookupRequest)(nil),           // 44: shoal.v1.LookupRequest
-	(*LookupReply)(nil),             // 45: shoal.v1.LookupReply
-	(*GetAttrRequest)(nil),          // 46: shoal.v1.GetAttrRequest
-	(*GetAttrReply)(nil),            // 47: shoal.v1.GetAttrReply
-	(*OpenRequest)(nil),             // 48: shoal.v1.OpenRequest
-	(*ExtentsRequest)(nil),          // 49: shoal.v1.ExtentsRequest
-	(*ExtentsReply)(nil),            // 50: shoal.v1.ExtentsReply
-	(*ReadDirRequest)(nil),          // 51: shoal.v1.ReadDirRequest
-	(*ReadDirReply)(nil),            // 52: shoal.v1.ReadDirReply
-	(*Dirent)(nil),                  // 53: shoal.v1.Dirent
-	(*GetXattrRequest)(nil),         // 54: shoal.v1.GetXattrRequest
-	(*GetXattrReply)(nil),           // 55: shoal.v1.GetXattrReply
-	(*ListXattrRequest)(nil),        // 56: shoal.v1.ListXattrRequest
-	(*ListXattrReply)(nil),          // 57: shoal.v1.ListXattrReply
-	(*StatFSRequest)(nil),           // 58: shoal.v1.StatFSRequest
-	(*StatFSReply)(nil),             // 59: shoal.v1.StatFSReply
-	(*ServersRequest)(nil),          // 60: shoal.v1.ServersRequest
-	(*ServersReply)(nil),            // 61: shoal.v1.ServersReply
-	(*StatusRequest)(nil),           // 62: shoal.v1.StatusRequest
-	(*StatusReply)(nil),             // 63: shoal.v1.StatusReply
-	(*Redundancy)(nil),              // 64: shoal.v1.Redundancy
-	(*MetaMember)(nil),              // 65: shoal.v1.MetaMember
-	(*ReportServerRequest)(nil),     // 66: shoal.v1.ReportServerRequest
-	(*ReportServerReply)(nil),       // 67: shoal.v1.ReportServerReply
-	(*RegisterRequest)(nil),         // 68: shoal.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 69: shoal.v1.RegisterReply
-	(*HeartbeatRequest)(nil),        // 70: shoal.v1.HeartbeatRequest
-	(*ChunkReport)(nil),             // 71: shoal.v1.ChunkReport
-	(*HeartbeatReply)(nil),          // 72: shoal.v1.HeartbeatReply
-	(*CopyOrder)(nil),               // 73: shoal.v1.CopyOrder
-	(*CopyResult)(nil),              // 74: shoal.v1.CopyResult
-	(*ScrubProgress)(nil),           // 75: shoal.v1.ScrubProgress
-	(*PeerBytes)(nil),               // 76: shoal.v1.PeerBytes
-	nil,                             // 77: shoal.v1.RegisterServer.DomainEntry
-	nil,                             // 78: shoal.v1.RegisterRequest.DomainEntry
-	(*Cred)(nil),                    // 79: shoal.v1.Cred
-	(*Attr)(nil),                    // 80: shoal.v1.Attr
-	(*Extent)(nil),                  // 81: shoal.v1.Extent
-	(*Layout)(nil),                  // 82: shoal.v1.Layout
-	(*ServerInfo)(nil),              // 83: shoal.v1.ServerInfo
-	(*ChunkInfo)(nil),               // 84: shoal.v1.ChunkInfo
-	(*DiskInfo)(nil),                // 85: shoal.v1.DiskInfo
+	(StateFix_Kind)(0),              // 1: shoal.v1.StateFix.Kind
+	(StateFix_Sum)(0),               // 2: shoal.v1.StateFix.Sum
+	(*ManageServerRequest)(nil),     // 3: shoal.v1.ManageServerRequest
+	(*ManageServerReply)(nil),       // 4: shoal.v1.ManageServerReply
+	(*ScrubRequest)(nil),            // 5: shoal.v1.ScrubRequest
+	(*ScrubReply)(nil),              // 6: shoal.v1.ScrubReply
+	(*ServerScrub)(nil),             // 7: shoal.v1.ServerScrub
+	(*FsckRequest)(nil),             // 8: shoal.v1.FsckRequest
+	(*FsckReply)(nil),               // 9: shoal.v1.FsckReply
+	(*MutateRequest)(nil),           // 10: shoal.v1.MutateRequest
+	(*Op)(nil),                      // 11: shoal.v1.Op
+	(*Command)(nil),                 // 12: shoal.v1.Command
+	(*Result)(nil),                  // 13: shoal.v1.Result
+	(*MakeNode)(nil),                // 14: shoal.v1.MakeNode
+	(*Link)(nil),                    // 15: shoal.v1.Link
+	(*Unlink)(nil),                  // 16: shoal.v1.Unlink
+	(*Rename)(nil),                  // 17: shoal.v1.Rename
+	(*SetAttr)(nil),                 // 18: shoal.v1.SetAttr
+	(*SetXattr)(nil),                // 19: shoal.v1.SetXattr
+	(*RemoveXattr)(nil),             // 20: shoal.v1.RemoveXattr
+	(*Commit)(nil),                  // 21: shoal.v1.Commit
+	(*ChunkCommit)(nil),             // 22: shoal.v1.ChunkCommit
+	(*AllocChunks)(nil),             // 23: shoal.v1.AllocChunks
+	(*Candidate)(nil),               // 24: shoal.v1.Candidate
+	(*AllocatedChunk)(nil),          // 25: shoal.v1.AllocatedChunk
+	(*SealChunks)(nil),              // 26: shoal.v1.SealChunks
+	(*ReleaseInodes)(nil),           // 27: shoal.v1.ReleaseInodes
+	(*OpenSession)(nil),             // 28: shoal.v1.OpenSession
+	(*CloseSession)(nil),            // 29: shoal.v1.CloseSession
+	(*ExpireSessions)(nil),          // 30: shoal.v1.ExpireSessions
+	(*InitCluster)(nil),             // 31: shoal.v1.InitCluster
+	(*RegisterServer)(nil),          // 32: shoal.v1.RegisterServer
+	(*FinishDeletions)(nil),         // 33: shoal.v1.FinishDeletions
+	(*SetLayout)(nil),               // 34: shoal.v1.SetLayout
+	(*Move)(nil),                    // 35: shoal.v1.Move
+	(*StartMoves)(nil),              // 36: shoal.v1.StartMoves
+	(*FinishMoves)(nil),             // 37: shoal.v1.FinishMoves
+	(*LoseShards)(nil),              // 38: shoal.v1.LoseShards
+	(*SetServer)(nil),               // 39: shoal.v1.SetServer
+	(*RemoveServer)(nil),            // 40: shoal.v1.RemoveServer
+	(*RepairState)(nil),             // 41: shoal.v1.RepairState
+	(*StateFix)(nil),                // 42: shoal.v1.StateFix
+	(*SessionPing)(nil),             // 43: shoal.v1.SessionPing
+	(*RevokeAck)(nil),               // 44: shoal.v1.RevokeAck
+	(*SessionPush)(nil),             // 45: shoal.v1.SessionPush
+	(*Revoke)(nil),                  // 46: shoal.v1.Revoke
+	(*ReadContext)(nil),             // 47: shoal.v1.ReadContext
+	(*LookupRequest)(nil),           // 48: shoal.v1.LookupRequest
+	(*LookupReply)(nil),             // 49: shoal.v1.LookupReply
+	(*GetAttrRequest)(nil),          // 50: shoal.v1.GetAttrRequest
+	(*GetAttrReply)(nil),            // 51: shoal.v1.GetAttrReply
+	(*OpenRequest)(nil),             // 52: shoal.v1.OpenRequest
+	(*ExtentsRequest)(nil),          // 53: shoal.v1.ExtentsRequest
+	(*ExtentsReply)(nil),            // 54: shoal.v1.ExtentsReply
+	(*ReadDirRequest)(nil),          // 55: shoal.v1.ReadDirRequest
+	(*ReadDirReply)(nil),            // 56: shoal.v1.ReadDirReply
+	(*Dirent)(nil),                  // 57: shoal.v1.Dirent
+	(*GetXattrRequest)(nil),         // 58: shoal.v1.GetXattrRequest
+	(*GetXattrReply)(nil),           // 59: shoal.v1.GetXattrReply
+	(*ListXattrRequest)(nil),        // 60: shoal.v1.ListXattrRequest
+	(*ListXattrReply)(nil),          // 61: shoal.v1.ListXattrReply
+	(*StatFSRequest)(nil),           // 62: shoal.v1.StatFSRequest
+	(*StatFSReply)(nil),             // 63: shoal.v1.StatFSReply
+	(*ServersRequest)(nil),          // 64: shoal.v1.ServersRequest
+	(*ServersReply)(nil),            // 65: shoal.v1.ServersReply
+	(*StatusRequest)(nil),           // 66: shoal.v1.StatusRequest
+	(*StatusReply)(nil),             // 67: shoal.v1.StatusReply
+	(*Redundancy)(nil),              // 68: shoal.v1.Redundancy
+	(*MetaMember)(nil),              // 69: shoal.v1.MetaMember
+	(*ReportServerRequest)(nil),     // 70: shoal.v1.ReportServerRequest
+	(*ReportServerReply)(nil),       // 71: shoal.v1.ReportServerReply
+	(*RegisterRequest)(nil),         // 72: shoal.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 73: shoal.v1.RegisterReply
+	(*HeartbeatRequest)(nil),        // 74: shoal.v1.HeartbeatRequest
+	(*ChunkReport)(nil),             // 75: shoal.v1.ChunkReport
+	(*HeartbeatReply)(nil),          // 76: shoal.v1.HeartbeatReply
+	(*CopyOrder)(nil),               // 77: shoal.v1.CopyOrder
+	(*CopyResult)(nil),              // 78: shoal.v1.CopyResult
+	(*ScrubProgress)(nil),           // 79: shoal.v1.ScrubProgress
+	(*PeerBytes)(nil),               // 80: shoal.v1.PeerBytes
+	nil,                             // 81: shoal.v1.RegisterServer.DomainEntry
+	nil,                             // 82: shoal.v1.RegisterRequest.DomainEntry
+	(*Cred)(nil),                    // 83: shoal.v1.Cred
+	(*Attr)(nil),                    // 84: shoal.v1.Attr
+	(*Extent)(nil),                  // 85: shoal.v1.Extent
+	(*Layout)(nil),                  // 86: shoal.v1.Layout
+	(*ServerInfo)(nil),              // 87: shoal.v1.ServerInfo
+	(*ChunkInfo)(nil),               // 88: shoal.v1.ChunkInfo
+	(*DiskInfo)(nil),                // 89: shoal.v1.DiskInfo
 }
 var file_shoalpb_meta_proto_depIdxs = []int32{
 	0,   // 0: shoal.v1.ManageServerRequest.action:type_name -> shoal.v1.ManageServerRequest.Action
-	5,   // 1: shoal.v1.ScrubReply.servers:type_name -> shoal.v1.ServerScrub
-	75,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
-	79,  // 3: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
-	9,   // 4: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
-	12,  // 5: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
-	13,  // 6: shoal.v1.Op.link:type_name -> shoal.v1.Link
-	14,  // 7: shoal.v1.Op.unlink:type_name -> shoal.v1.Unlink
-	15,  // 8: shoal.v1.Op.rename:type_name -> shoal.v1.Rename
-	16,  // 9: shoal.v1.Op.set_attr:type_name -> shoal.v1.SetAttr
-	17,  // 10: shoal.v1.Op.set_xattr:type_name -> shoal.v1.SetXattr
-	18,  // 11: shoal.v1.Op.remove_xattr:type_name -> shoal.v1.RemoveXattr
-	19,  // 12: shoal.v1.Op.commit:type_name -> shoal.v1.Commit
-	21,  // 13: shoal.v1.Op.alloc_chunks:type_name -> shoal.v1.AllocChunks
-	24,  // 14: shoal.v1.Op.seal_chunks:type_name -> shoal.v1.SealChunks
-	25,  // 15: shoal.v1.Op.release_inodes:type_name -> shoal.v1.ReleaseInodes
-	26,  // 16: shoal.v1.Op.open_session:type_name -> shoal.v1.OpenSession
-	27,  // 17: shoal.v1.Op.close_session:type_name -> shoal.v1.CloseSession
-	32,  // 18: shoal.v1.Op.set_layout:type_name -> shoal.v1.SetLayout
-	28,  // 19: shoal.v1.Op.expire_sessions:type_name -> shoal.v1.ExpireSessions
-	29,  // 20: shoal.v1.Op.init_cluster:type_name -> shoal.v1.InitCluster
-	30,  // 21: shoal.v1.Op.register_server:type_name -> shoal.v1.RegisterServer
-	31,  // 22: shoal.v1.Op.finish_deletions:type_name -> shoal.v1.FinishDeletions
-	34,  // 23: shoal.v1.Op.start_moves:type_name -> shoal.v1.StartMoves
-	35,  // 24: shoal.v1.Op.finish_moves:type_name -> shoal.v1.FinishMoves
-	36,  // 25: shoal.v1.Op.lose_shards:type_name -> shoal.v1.LoseShards
-	37,  // 26: shoal.v1.Op.set_server:type_name -> shoal.v1.SetServer
-	38,  // 27: shoal.v1.Op.remove_server:type_name -> shoal.v1.RemoveServer
-	79,  // 28: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
-	9,   // 29: shoal.v1.Command.op:type_name -> shoal.v1.Op
-	80,  // 30: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
-	80,  // 31: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
-	80,  // 32: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
-	80,  // 33: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
-	23,  // 34: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
-	33,  // 35: shoal.v1.Result.moves:type_name -> shoal.v1.Move
-	81,  // 36: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
-	20,  // 37: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
-	82,  // 38: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
-	22,  // 39: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
-	82,  // 40: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
-	82,  // 41: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
-	20,  // 42: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
-	77,  // 43: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
-	82,  // 44: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
-	33,  // 45: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
-	33,  // 46: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
-	33,  // 47: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
-	40,  // 48: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
-	42,  // 49: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
-	83,  // 50: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
-	79,  // 51: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
-	43,  // 52: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
-	80,  // 53: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
-	80,  // 54: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
-	43,  // 55: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
-	80,  // 56: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
-	43,  // 57: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
-	43,  // 58: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
-	80,  // 59: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
-	81,  // 60: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
-	84,  // 61: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
-	43,  // 62: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
-	53,  // 63: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
-	80,  // 64: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
-	80,  // 65: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
-	43,  // 66: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	43,  // 67: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	83,  // 68: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
-	65,  // 69: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
-	83,  // 70: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
-	59,  // 71: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
-	82,  // 72: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
-	64,  // 73: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
-	78,  // 74: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
-	85,  // 75: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
-	71,  // 76: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
-	74,  // 77: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
-	75,  // 78: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
-	73,  // 79: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
-	84,  // 80: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
-	83,  // 81: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
-	82,  // 82: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
-	8,   // 83: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
-	39,  // 84: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
-	44,  // 85: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
-	46,  // 86: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
-	48,  // 87: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
-	49,  // 88: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
-	51,  // 89: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
-	54,  // 90: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
-	56,  // 91: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
-	58,  // 92: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
-	60,  // 93: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
-	62,  // 94: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
-	66,  // 95: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
-	1,   // 96: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
-	3,   // 97: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
-	6,   // 98: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
-	68,  // 99: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
-	70,  // 100: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
-	76,  // 101: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
-	11,  // 102: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
-	41,  // 103: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
-	45,  // 104: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
-	47,  // 105: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
-	50,  // 106: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
-	50,  // 107: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
-	52,  // 108: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
-	55,  // 109: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
-	57,  // 110: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
-	59,  // 111: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
-	61,  // 112: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
-	63,  // 113: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
-	67,  // 114: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
-	2,   // 115: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
-	4,   // 116: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
-	7,   // 117: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
-	69,  // 118: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
-	72,  // 119: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
-	76,  // 120: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
-	102, // [102:121] is the sub-list for method output_type
-	83,  // [83:102] is the sub-list for method input_type
-	83,  // [83:83] is the sub-list for extension type_name
-	83,  // [83:83] is the sub-list for extension extendee
-	0,   // [0:83] is the sub-list for field type_name
+	7,   // 1: shoal.v1.ScrubReply.servers:type_name -> shoal.v1.ServerScrub
+	79,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
+	83,  // 3: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
+	11,  // 4: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
+	14,  // 5: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
+	15,  // 6: shoal.v1.Op.link:type_name -> shoal.v1.Link
+	16,  // 7: shoal.v1.Op.unlink:type_name -> shoal.v1.Unlink
+	17,  // 8: shoal.v1.Op.rename:type_name -> shoal.v1.Rename
+	18,  // 9: shoal.v1.Op.set_attr:type_name -> shoal.v1.SetAttr
+	19,  // 10: shoal.v1.Op.set_xattr:type_name -> shoal.v1.SetXattr
+	20,  // 11: shoal.v1.Op.remove_xattr:type_name -> shoal.v1.RemoveXattr
+	21,  // 12: shoal.v1.Op.commit:type_name -> shoal.v1.Commit
+	23,  // 13: shoal.v1.Op.alloc_chunks:type_name -> shoal.v1.AllocChunks
+	26,  // 14: shoal.v1.Op.seal_chunks:type_name -> shoal.v1.SealChunks
+	27,  // 15: shoal.v1.Op.release_inodes:type_name -> shoal.v1.ReleaseInodes
+	28,  // 16: shoal.v1.Op.open_session:type_name -> shoal.v1.OpenSession
+	29,  // 17: shoal.v1.Op.close_session:type_name -> shoal.v1.CloseSession
+	34,  // 18: shoal.v1.Op.set_layout:type_name -> shoal.v1.SetLayout
+	30,  // 19: shoal.v1.Op.expire_sessions:type_name -> shoal.v1.ExpireSessions
+	31,  // 20: shoal.v1.Op.init_cluster:type_name -> shoal.v1.InitCluster
+	32,  // 21: shoal.v1.Op.register_server:type_name -> shoal.v1.RegisterServer
+	33,  // 22: shoal.v1.Op.finish_deletions:type_name -> shoal.v1.FinishDeletions
+	36,  // 23: shoal.v1.Op.start_moves:type_name -> shoal.v1.StartMoves
+	37,  // 24: shoal.v1.Op.finish_moves:type_name -> shoal.v1.FinishMoves
+	38,  // 25: shoal.v1.Op.lose_shards:type_name -> shoal.v1.LoseShards
+	39,  // 26: shoal.v1.Op.set_server:type_name -> shoal.v1.SetServer
+	40,  // 27: shoal.v1.Op.remove_server:type_name -> shoal.v1.RemoveServer
+	41,  // 28: shoal.v1.Op.repair_state:type_name -> shoal.v1.RepairState
+	83,  // 29: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
+	11,  // 30: shoal.v1.Command.op:type_name -> shoal.v1.Op
+	84,  // 31: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
+	84,  // 32: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
+	84,  // 33: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
+	84,  // 34: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
+	25,  // 35: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
+	35,  // 36: shoal.v1.Result.moves:type_name -> shoal.v1.Move
+	85,  // 37: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
+	22,  // 38: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
+	86,  // 39: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
+	24,  // 40: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
+	86,  // 41: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
+	86,  // 42: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
+	22,  // 43: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
+	81,  // 44: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
+	86,  // 45: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
+	35,  // 46: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
+	35,  // 47: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
+	35,  // 48: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
+	42,  // 49: shoal.v1.RepairState.fixes:type_name -> shoal.v1.StateFix
+	1,   // 50: shoal.v1.StateFix.kind:type_name -> shoal.v1.StateFix.Kind
+	2,   // 51: shoal.v1.StateFix.sum:type_name -> shoal.v1.StateFix.Sum
+	44,  // 52: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
+	46,  // 53: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
+	87,  // 54: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
+	83,  // 55: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
+	47,  // 56: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
+	84,  // 57: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
+	84,  // 58: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
+	47,  // 59: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
+	84,  // 60: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
+	47,  // 61: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
+	47,  // 62: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
+	84,  // 63: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
+	85,  // 64: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
+	88,  // 65: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
+	47,  // 66: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
+	57,  // 67: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
+	84,  // 68: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
+	84,  // 69: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
+	47,  // 70: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	47,  // 71: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	87,  // 72: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
+	69,  // 73: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
+	87,  // 74: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
+	63,  // 75: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
+	86,  // 76: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
+	68,  // 77: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
+	82,  // 78: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
+	89,  // 79: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
+	75,  // 80: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
+	78,  // 81: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
+	79,  // 82: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
+	77,  // 83: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
+	88,  // 84: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
+	87,  // 85: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
+	86,  // 86: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
+	10,  // 87: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
+	43,  // 88: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
+	48,  // 89: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
+	50,  // 90: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
+	52,  // 91: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
+	53,  // 92: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
+	55,  // 93: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
+	58,  // 94: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
+	60,  // 95: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
+	62,  // 96: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
+	64,  // 97: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
+	66,  // 98: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
+	70,  // 99: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
+	3,   // 100: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
+	5,   // 101: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
+	8,   // 102: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
+	72,  // 103: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
+	74,  // 104: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
+	80,  // 105: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
+	13,  // 106: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
+	45,  // 107: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
+	49,  // 108: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
+	51,  // 109: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
+	54,  // 110: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
+	54,  // 111: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
+	56,  // 112: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
+	59,  // 113: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
+	61,  // 114: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
+	63,  // 115: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
+	65,  // 116: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
+	67,  // 117: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
+	71,  // 118: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
+	4,   // 119: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
+	6,   // 120: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
+	9,   // 121: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
+	73,  // 122: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
+	76,  // 123: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
+	80,  // 124: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
+	106, // [106:125] is the sub-list for method output_type
+	87,  // [87:106] is the sub-list for method input_type
+	87,  // [87:87] is the sub-list for extension type_name
+	87,  // [87:87] is the sub-list for extension extendee
+	0,   // [0:87] is the sub-list for field type_name
 }
 
 func init() { file_shoalpb_meta_proto_init() }
@@ -6303,6 +6716,7 @@ func file_shoalpb_meta_proto_init() {
 		(*Op_LoseShards)(nil),
 		(*Op_SetServer)(nil),
 		(*Op_RemoveServer)(nil),
+		(*Op_RepairState)(nil),
 	}
 	file_shoalpb_meta_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
@@ -6310,8 +6724,8 @@ func file_shoalpb_meta_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shoalpb_meta_proto_rawDesc), len(file_shoalpb_meta_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   78,
+			NumEnums:      3,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
