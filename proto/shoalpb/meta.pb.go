@@ -583,6 +583,9 @@ type Op struct {
 	//	*Op_LoseShards
 	//	*Op_SetServer
 	//	*Op_RemoveServer
+	//	*Op_StartRewrite
+	//	*Op_FinishRewrite
+	//	*Op_DropRewrites
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -832,6 +835,33 @@ func (x *Op) GetRemoveServer() *RemoveServer {
 	return nil
 }
 
+func (x *Op) GetStartRewrite() *StartRewrite {
+	if x != nil {
+		if x, ok := x.Op.(*Op_StartRewrite); ok {
+			return x.StartRewrite
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetFinishRewrite() *FinishRewrite {
+	if x != nil {
+		if x, ok := x.Op.(*Op_FinishRewrite); ok {
+			return x.FinishRewrite
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDropRewrites() *DropRewrites {
+	if x != nil {
+		if x, ok := x.Op.(*Op_DropRewrites); ok {
+			return x.DropRewrites
+		}
+	}
+	return nil
+}
+
 type isOp_Op interface {
 	isOp_Op()
 }
@@ -929,6 +959,18 @@ type Op_RemoveServer struct {
 	RemoveServer *RemoveServer `protobuf:"bytes,28,opt,name=remove_server,json=removeServer,proto3,oneof"`
 }
 
+type Op_StartRewrite struct {
+	StartRewrite *StartRewrite `protobuf:"bytes,40,opt,name=start_rewrite,json=startRewrite,proto3,oneof"`
+}
+
+type Op_FinishRewrite struct {
+	FinishRewrite *FinishRewrite `protobuf:"bytes,41,opt,name=finish_rewrite,json=finishRewrite,proto3,oneof"`
+}
+
+type Op_DropRewrites struct {
+	DropRewrites *DropRewrites `protobuf:"bytes,42,opt,name=drop_rewrites,json=dropRewrites,proto3,oneof"`
+}
+
 func (*Op_MakeNode) isOp_Op() {}
 
 func (*Op_Link) isOp_Op() {}
@@ -974,6 +1016,12 @@ func (*Op_LoseShards) isOp_Op() {}
 func (*Op_SetServer) isOp_Op() {}
 
 func (*Op_RemoveServer) isOp_Op() {}
+
+func (*Op_StartRewrite) isOp_Op() {}
+
+func (*Op_FinishRewrite) isOp_Op() {}
+
+func (*Op_DropRewrites) isOp_Op() {}
 
 // Command is an entry of the raft log.
 type Command struct {
@@ -1096,7 +1144,8 @@ type Result struct {
 	// attr, parent, parent2 and replaced may be cached under the session's lease, and of a directory among them the names
 	// that the operation put or took; a directory just made is known to be empty. Set by the leader, never recorded.
 	Leased        bool    `protobuf:"varint,15,opt,name=leased,proto3" json:"leased,omitempty"`
-	Moves         []*Move `protobuf:"bytes,16,rep,name=moves,proto3" json:"moves,omitempty"` // StartMoves
+	Moves         []*Move `protobuf:"bytes,16,rep,name=moves,proto3" json:"moves,omitempty"`  // StartMoves
+	Bytes         uint64  `protobuf:"varint,17,opt,name=bytes,proto3" json:"bytes,omitempty"` // FinishRewrite: of files that were moved into the new chunk by this command
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1241,6 +1290,13 @@ func (x *Result) GetMoves() []*Move {
 		return x.Moves
 	}
 	return nil
+}
+
+func (x *Result) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 // MakeNode makes a file, directory, symlink, FIFO, socket or device node. EEXIST where the name is taken, unless
@@ -2996,6 +3052,305 @@ func (x *RemoveServer) GetServer() uint32 {
 	return 0
 }
 
+// StartRewrite takes a new chunk that the leader itself has made out of bytes of others. EAGAIN: too few servers are fit to be
+// written to, or too many such chunks are being made.
+type StartRewrite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Layout        *Layout                `protobuf:"bytes,1,opt,name=layout,proto3" json:"layout,omitempty"`
+	Candidates    []*Candidate           `protobuf:"bytes,2,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRewrite) Reset() {
+	*x = StartRewrite{}
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRewrite) ProtoMessage() {}
+
+func (x *StartRewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRewrite.ProtoReflect.Descriptor instead.
+func (*StartRewrite) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *StartRewrite) GetLayout() *Layout {
+	if x != nil {
+		return x.Layout
+	}
+	return nil
+}
+
+func (x *StartRewrite) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+// FinishRewrite publishes a chunk that StartRewrite took: `servers`, by shard, hold `length` bytes of it, which are the bytes of
+// `ranges` one after the other, padded with zeros to a whole row. Every extent of the `blocks` that lies in one of the ranges
+// refers to the new chunk from then on; what of it was overwritten, cut off or deleted meanwhile refers there no more, and is
+// left alone. Given again, or for a chunk that was dropped or sealed, it changes nothing.
+type FinishRewrite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`          // bytes, whole rows
+	Servers       []uint32               `protobuf:"varint,3,rep,packed,name=servers,proto3" json:"servers,omitempty"` // 0: that shard was not made
+	Ranges        []*RewriteRange        `protobuf:"bytes,4,rep,name=ranges,proto3" json:"ranges,omitempty"`           // all of them, each time; at most 4096, no two overlap
+	Blocks        []*FileBlock           `protobuf:"bytes,5,rep,name=blocks,proto3" json:"blocks,omitempty"`           // at most 4096
+	Seal          bool                   `protobuf:"varint,6,opt,name=seal,proto3" json:"seal,omitempty"`              // there are no more blocks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishRewrite) Reset() {
+	*x = FinishRewrite{}
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishRewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishRewrite) ProtoMessage() {}
+
+func (x *FinishRewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishRewrite.ProtoReflect.Descriptor instead.
+func (*FinishRewrite) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *FinishRewrite) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *FinishRewrite) GetLength() uint64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *FinishRewrite) GetServers() []uint32 {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *FinishRewrite) GetRanges() []*RewriteRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *FinishRewrite) GetBlocks() []*FileBlock {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+func (x *FinishRewrite) GetSeal() bool {
+	if x != nil {
+		return x.Seal
+	}
+	return false
+}
+
+type RewriteRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	From          uint32                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"` // bytes [from, to) of it
+	To            uint32                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RewriteRange) Reset() {
+	*x = RewriteRange{}
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RewriteRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RewriteRange) ProtoMessage() {}
+
+func (x *RewriteRange) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RewriteRange.ProtoReflect.Descriptor instead.
+func (*RewriteRange) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *RewriteRange) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *RewriteRange) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *RewriteRange) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+type FileBlock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Inode         uint64                 `protobuf:"fixed64,1,opt,name=inode,proto3" json:"inode,omitempty"`
+	Block         uint64                 `protobuf:"varint,2,opt,name=block,proto3" json:"block,omitempty"` // its number: of 64 MiB each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileBlock) Reset() {
+	*x = FileBlock{}
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileBlock) ProtoMessage() {}
+
+func (x *FileBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileBlock.ProtoReflect.Descriptor instead.
+func (*FileBlock) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *FileBlock) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *FileBlock) GetBlock() uint64 {
+	if x != nil {
+		return x.Block
+	}
+	return 0
+}
+
+// DropRewrites gives up chunks that StartRewrite took. What a FinishRewrite moved into one already stays there.
+type DropRewrites struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunks        []uint64               `protobuf:"fixed64,1,rep,packed,name=chunks,proto3" json:"chunks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropRewrites) Reset() {
+	*x = DropRewrites{}
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropRewrites) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropRewrites) ProtoMessage() {}
+
+func (x *DropRewrites) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropRewrites.ProtoReflect.Descriptor instead.
+func (*DropRewrites) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *DropRewrites) GetChunks() []uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
+}
+
 // SessionPing: the first one names the session and all inodes that the client has open. The client must have dropped
 // everything that it cached under leases before it sends that one. A ping a second renews the leases. Pings are numbered from
 // 1 over all streams of the session: a stream whose first one is older than another that was answered is refused.
@@ -3012,7 +3367,7 @@ type SessionPing struct {
 
 func (x *SessionPing) Reset() {
 	*x = SessionPing{}
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3024,7 +3379,7 @@ func (x *SessionPing) String() string {
 func (*SessionPing) ProtoMessage() {}
 
 func (x *SessionPing) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3037,7 +3392,7 @@ func (x *SessionPing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPing.ProtoReflect.Descriptor instead.
 func (*SessionPing) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SessionPing) GetSession() uint64 {
@@ -3085,7 +3440,7 @@ type RevokeAck struct {
 
 func (x *RevokeAck) Reset() {
 	*x = RevokeAck{}
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3452,7 @@ func (x *RevokeAck) String() string {
 func (*RevokeAck) ProtoMessage() {}
 
 func (x *RevokeAck) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3465,7 @@ func (x *RevokeAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAck.ProtoReflect.Descriptor instead.
 func (*RevokeAck) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RevokeAck) GetRevoke() uint64 {
@@ -3141,7 +3496,7 @@ type SessionPush struct {
 
 func (x *SessionPush) Reset() {
 	*x = SessionPush{}
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3508,7 @@ func (x *SessionPush) String() string {
 func (*SessionPush) ProtoMessage() {}
 
 func (x *SessionPush) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3521,7 @@ func (x *SessionPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPush.ProtoReflect.Descriptor instead.
 func (*SessionPush) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SessionPush) GetPong() uint64 {
@@ -3221,7 +3576,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3588,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3601,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Revoke) GetId() uint64 {
@@ -3273,7 +3628,7 @@ type ReadContext struct {
 
 func (x *ReadContext) Reset() {
 	*x = ReadContext{}
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3285,7 +3640,7 @@ func (x *ReadContext) String() string {
 func (*ReadContext) ProtoMessage() {}
 
 func (x *ReadContext) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3298,7 +3653,7 @@ func (x *ReadContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContext.ProtoReflect.Descriptor instead.
 func (*ReadContext) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ReadContext) GetSession() uint64 {
@@ -3326,7 +3681,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3338,7 +3693,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3351,7 +3706,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *LookupRequest) GetCtx() *ReadContext {
@@ -3388,7 +3743,7 @@ type LookupReply struct {
 
 func (x *LookupReply) Reset() {
 	*x = LookupReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3400,7 +3755,7 @@ func (x *LookupReply) String() string {
 func (*LookupReply) ProtoMessage() {}
 
 func (x *LookupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3413,7 +3768,7 @@ func (x *LookupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupReply.ProtoReflect.Descriptor instead.
 func (*LookupReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LookupReply) GetAttr() *Attr {
@@ -3461,7 +3816,7 @@ type GetAttrRequest struct {
 
 func (x *GetAttrRequest) Reset() {
 	*x = GetAttrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3473,7 +3828,7 @@ func (x *GetAttrRequest) String() string {
 func (*GetAttrRequest) ProtoMessage() {}
 
 func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3486,7 +3841,7 @@ func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrRequest.ProtoReflect.Descriptor instead.
 func (*GetAttrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetAttrRequest) GetCtx() *ReadContext {
@@ -3514,7 +3869,7 @@ type GetAttrReply struct {
 
 func (x *GetAttrReply) Reset() {
 	*x = GetAttrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3526,7 +3881,7 @@ func (x *GetAttrReply) String() string {
 func (*GetAttrReply) ProtoMessage() {}
 
 func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3539,7 +3894,7 @@ func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrReply.ProtoReflect.Descriptor instead.
 func (*GetAttrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetAttrReply) GetAttr() *Attr {
@@ -3574,7 +3929,7 @@ type OpenRequest struct {
 
 func (x *OpenRequest) Reset() {
 	*x = OpenRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +3941,7 @@ func (x *OpenRequest) String() string {
 func (*OpenRequest) ProtoMessage() {}
 
 func (x *OpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3599,7 +3954,7 @@ func (x *OpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
 func (*OpenRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *OpenRequest) GetCtx() *ReadContext {
@@ -3635,7 +3990,7 @@ type ExtentsRequest struct {
 
 func (x *ExtentsRequest) Reset() {
 	*x = ExtentsRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +4002,7 @@ func (x *ExtentsRequest) String() string {
 func (*ExtentsRequest) ProtoMessage() {}
 
 func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +4015,7 @@ func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsRequest.ProtoReflect.Descriptor instead.
 func (*ExtentsRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ExtentsRequest) GetCtx() *ReadContext {
@@ -3706,7 +4061,7 @@ type ExtentsReply struct {
 
 func (x *ExtentsReply) Reset() {
 	*x = ExtentsReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3718,7 +4073,7 @@ func (x *ExtentsReply) String() string {
 func (*ExtentsReply) ProtoMessage() {}
 
 func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3731,7 +4086,7 @@ func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsReply.ProtoReflect.Descriptor instead.
 func (*ExtentsReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ExtentsReply) GetAttr() *Attr {
@@ -3795,7 +4150,7 @@ type ReadDirRequest struct {
 
 func (x *ReadDirRequest) Reset() {
 	*x = ReadDirRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3807,7 +4162,7 @@ func (x *ReadDirRequest) String() string {
 func (*ReadDirRequest) ProtoMessage() {}
 
 func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3820,7 +4175,7 @@ func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirRequest.ProtoReflect.Descriptor instead.
 func (*ReadDirRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReadDirRequest) GetCtx() *ReadContext {
@@ -3864,7 +4219,7 @@ type ReadDirReply struct {
 
 func (x *ReadDirReply) Reset() {
 	*x = ReadDirReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3876,7 +4231,7 @@ func (x *ReadDirReply) String() string {
 func (*ReadDirReply) ProtoMessage() {}
 
 func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3889,7 +4244,7 @@ func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirReply.ProtoReflect.Descriptor instead.
 func (*ReadDirReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReadDirReply) GetEntries() []*Dirent {
@@ -3938,7 +4293,7 @@ type Dirent struct {
 
 func (x *Dirent) Reset() {
 	*x = Dirent{}
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3950,7 +4305,7 @@ func (x *Dirent) String() string {
 func (*Dirent) ProtoMessage() {}
 
 func (x *Dirent) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3963,7 +4318,7 @@ func (x *Dirent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dirent.ProtoReflect.Descriptor instead.
 func (*Dirent) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Dirent) GetName() []byte {
@@ -3998,7 +4353,7 @@ type GetXattrRequest struct {
 
 func (x *GetXattrRequest) Reset() {
 	*x = GetXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4010,7 +4365,7 @@ func (x *GetXattrRequest) String() string {
 func (*GetXattrRequest) ProtoMessage() {}
 
 func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4023,7 +4378,7 @@ func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrRequest.ProtoReflect.Descriptor instead.
 func (*GetXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetXattrRequest) GetCtx() *ReadContext {
@@ -4056,7 +4411,7 @@ type GetXattrReply struct {
 
 func (x *GetXattrReply) Reset() {
 	*x = GetXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4068,7 +4423,7 @@ func (x *GetXattrReply) String() string {
 func (*GetXattrReply) ProtoMessage() {}
 
 func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4081,7 +4436,7 @@ func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrReply.ProtoReflect.Descriptor instead.
 func (*GetXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetXattrReply) GetValue() []byte {
@@ -4101,7 +4456,7 @@ type ListXattrRequest struct {
 
 func (x *ListXattrRequest) Reset() {
 	*x = ListXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4113,7 +4468,7 @@ func (x *ListXattrRequest) String() string {
 func (*ListXattrRequest) ProtoMessage() {}
 
 func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4126,7 +4481,7 @@ func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrRequest.ProtoReflect.Descriptor instead.
 func (*ListXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListXattrRequest) GetCtx() *ReadContext {
@@ -4152,7 +4507,7 @@ type ListXattrReply struct {
 
 func (x *ListXattrReply) Reset() {
 	*x = ListXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4164,7 +4519,7 @@ func (x *ListXattrReply) String() string {
 func (*ListXattrReply) ProtoMessage() {}
 
 func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4177,7 +4532,7 @@ func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrReply.ProtoReflect.Descriptor instead.
 func (*ListXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListXattrReply) GetNames() []string {
@@ -4195,7 +4550,7 @@ type StatFSRequest struct {
 
 func (x *StatFSRequest) Reset() {
 	*x = StatFSRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4207,7 +4562,7 @@ func (x *StatFSRequest) String() string {
 func (*StatFSRequest) ProtoMessage() {}
 
 func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4220,7 +4575,7 @@ func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSRequest.ProtoReflect.Descriptor instead.
 func (*StatFSRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 type StatFSReply struct {
@@ -4236,7 +4591,7 @@ type StatFSReply struct {
 
 func (x *StatFSReply) Reset() {
 	*x = StatFSReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4248,7 +4603,7 @@ func (x *StatFSReply) String() string {
 func (*StatFSReply) ProtoMessage() {}
 
 func (x *StatFSReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4261,7 +4616,7 @@ func (x *StatFSReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSReply.ProtoReflect.Descriptor instead.
 func (*StatFSReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *StatFSReply) GetCapacity() uint64 {
@@ -4307,7 +4662,7 @@ type ServersRequest struct {
 
 func (x *ServersRequest) Reset() {
 	*x = ServersRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4319,7 +4674,7 @@ func (x *ServersRequest) String() string {
 func (*ServersRequest) ProtoMessage() {}
 
 func (x *ServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4332,7 +4687,7 @@ func (x *ServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersRequest.ProtoReflect.Descriptor instead.
 func (*ServersRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
 }
 
 type ServersReply struct {
@@ -4344,7 +4699,7 @@ type ServersReply struct {
 
 func (x *ServersReply) Reset() {
 	*x = ServersReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4356,7 +4711,7 @@ func (x *ServersReply) String() string {
 func (*ServersReply) ProtoMessage() {}
 
 func (x *ServersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4369,7 +4724,7 @@ func (x *ServersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersReply.ProtoReflect.Descriptor instead.
 func (*ServersReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ServersReply) GetServers() []*ServerInfo {
@@ -4387,7 +4742,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4754,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4767,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
 }
 
 type StatusReply struct {
@@ -4438,7 +4793,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4450,7 +4805,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4463,7 +4818,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *StatusReply) GetCluster() string {
@@ -4593,7 +4948,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4605,7 +4960,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4618,7 +4973,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Redundancy) GetKnown() bool {
@@ -4724,7 +5079,7 @@ type MetaMember struct {
 
 func (x *MetaMember) Reset() {
 	*x = MetaMember{}
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4736,7 +5091,7 @@ func (x *MetaMember) String() string {
 func (*MetaMember) ProtoMessage() {}
 
 func (x *MetaMember) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4749,7 +5104,7 @@ func (x *MetaMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaMember.ProtoReflect.Descriptor instead.
 func (*MetaMember) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *MetaMember) GetId() uint64 {
@@ -4792,7 +5147,7 @@ type ReportServerRequest struct {
 
 func (x *ReportServerRequest) Reset() {
 	*x = ReportServerRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4804,7 +5159,7 @@ func (x *ReportServerRequest) String() string {
 func (*ReportServerRequest) ProtoMessage() {}
 
 func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4817,7 +5172,7 @@ func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerRequest.ProtoReflect.Descriptor instead.
 func (*ReportServerRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ReportServerRequest) GetSession() uint64 {
@@ -4856,7 +5211,7 @@ type ReportServerReply struct {
 
 func (x *ReportServerReply) Reset() {
 	*x = ReportServerReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4868,7 +5223,7 @@ func (x *ReportServerReply) String() string {
 func (*ReportServerReply) ProtoMessage() {}
 
 func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4881,7 +5236,7 @@ func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerReply.ProtoReflect.Descriptor instead.
 func (*ReportServerReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
 }
 
 type RegisterRequest struct {
@@ -4897,7 +5252,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4909,7 +5264,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4922,7 +5277,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RegisterRequest) GetCluster() []byte {
@@ -4970,7 +5325,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4982,7 +5337,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4995,7 +5350,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RegisterReply) GetCluster() []byte {
@@ -5031,7 +5386,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5043,7 +5398,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5056,7 +5411,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *HeartbeatRequest) GetCluster() []byte {
@@ -5147,7 +5502,7 @@ type ChunkReport struct {
 
 func (x *ChunkReport) Reset() {
 	*x = ChunkReport{}
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5159,7 +5514,7 @@ func (x *ChunkReport) String() string {
 func (*ChunkReport) ProtoMessage() {}
 
 func (x *ChunkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5172,7 +5527,7 @@ func (x *ChunkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReport.ProtoReflect.Descriptor instead.
 func (*ChunkReport) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ChunkReport) GetId() uint64 {
@@ -5211,7 +5566,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5223,7 +5578,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5236,7 +5591,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *HeartbeatReply) GetDelete() []uint64 {
@@ -5290,20 +5645,23 @@ func (x *HeartbeatReply) GetCopyRate() uint64 {
 
 // CopyOrder has a server make and keep a shard of a sealed chunk out of what others hold.
 type CopyOrder struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stored        uint64                 `protobuf:"fixed64,1,opt,name=stored,proto3" json:"stored,omitempty"` // id under which it is kept, in place of what may be there under it
-	Source        *ChunkInfo             `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`   // the chunk; of its servers only those that can be asked
-	Servers       []*ServerInfo          `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"` // addresses of these
-	Layout        *Layout                `protobuf:"bytes,4,opt,name=layout,proto3" json:"layout,omitempty"`   // of the chunk to which the shard belongs
-	Shard         uint32                 `protobuf:"varint,5,opt,name=shard,proto3" json:"shard,omitempty"`
-	Length        uint64                 `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"` // of the shard, bytes
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Stored  uint64                 `protobuf:"fixed64,1,opt,name=stored,proto3" json:"stored,omitempty"` // id under which it is kept, in place of what may be there under it
+	Source  *ChunkInfo             `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`   // the chunk; of its servers only those that can be asked
+	Servers []*ServerInfo          `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"` // addresses of these
+	Layout  *Layout                `protobuf:"bytes,4,opt,name=layout,proto3" json:"layout,omitempty"`   // of the chunk to which the shard belongs
+	Shard   uint32                 `protobuf:"varint,5,opt,name=shard,proto3" json:"shard,omitempty"`
+	Length  uint64                 `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"` // of the shard, bytes
+	// With ranges there is no `source`: the chunk is these ranges one after the other, padded with zeros to a whole row.
+	Sources       []*ChunkInfo   `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`
+	Ranges        []*SourceRange `protobuf:"bytes,8,rep,name=ranges,proto3" json:"ranges,omitempty"` // at most 4096
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CopyOrder) Reset() {
 	*x = CopyOrder{}
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5315,7 +5673,7 @@ func (x *CopyOrder) String() string {
 func (*CopyOrder) ProtoMessage() {}
 
 func (x *CopyOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5328,7 +5686,7 @@ func (x *CopyOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOrder.ProtoReflect.Descriptor instead.
 func (*CopyOrder) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *CopyOrder) GetStored() uint64 {
@@ -5373,6 +5731,80 @@ func (x *CopyOrder) GetLength() uint64 {
 	return 0
 }
 
+func (x *CopyOrder) GetSources() []*ChunkInfo {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *CopyOrder) GetRanges() []*SourceRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+type SourceRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        uint32                 `protobuf:"varint,1,opt,name=source,proto3" json:"source,omitempty"` // index into `sources`
+	From          uint32                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`     // bytes [from, to) of it
+	To            uint32                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SourceRange) Reset() {
+	*x = SourceRange{}
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SourceRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SourceRange) ProtoMessage() {}
+
+func (x *SourceRange) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SourceRange.ProtoReflect.Descriptor instead.
+func (*SourceRange) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *SourceRange) GetSource() uint32 {
+	if x != nil {
+		return x.Source
+	}
+	return 0
+}
+
+func (x *SourceRange) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *SourceRange) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
 type CopyResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stored        uint64                 `protobuf:"fixed64,1,opt,name=stored,proto3" json:"stored,omitempty"`
@@ -5384,7 +5816,7 @@ type CopyResult struct {
 
 func (x *CopyResult) Reset() {
 	*x = CopyResult{}
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5396,7 +5828,7 @@ func (x *CopyResult) String() string {
 func (*CopyResult) ProtoMessage() {}
 
 func (x *CopyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5409,7 +5841,7 @@ func (x *CopyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyResult.ProtoReflect.Descriptor instead.
 func (*CopyResult) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *CopyResult) GetStored() uint64 {
@@ -5447,7 +5879,7 @@ type ScrubProgress struct {
 
 func (x *ScrubProgress) Reset() {
 	*x = ScrubProgress{}
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5459,7 +5891,7 @@ func (x *ScrubProgress) String() string {
 func (*ScrubProgress) ProtoMessage() {}
 
 func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5472,7 +5904,7 @@ func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubProgress.ProtoReflect.Descriptor instead.
 func (*ScrubProgress) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ScrubProgress) GetPass() uint64 {
@@ -5520,7 +5952,7 @@ type PeerBytes struct {
 
 func (x *PeerBytes) Reset() {
 	*x = PeerBytes{}
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5532,7 +5964,7 @@ func (x *PeerBytes) String() string {
 func (*PeerBytes) ProtoMessage() {}
 
 func (x *PeerBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5545,7 +5977,7 @@ func (x *PeerBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerBytes.ProtoReflect.Descriptor instead.
 func (*PeerBytes) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *PeerBytes) GetData() []byte {
@@ -5607,8 +6039,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x18\x03 \x01(\x04R\n" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x04 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
-	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\x9f\n" +
-	"\n" +
+	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\xdf\v\n" +
 	"\x02Op\x121\n" +
 	"\tmake_node\x18\x01 \x01(\v2\x12.shoal.v1.MakeNodeH\x00R\bmakeNode\x12$\n" +
 	"\x04link\x18\x02 \x01(\v2\x0e.shoal.v1.LinkH\x00R\x04link\x12*\n" +
@@ -5638,7 +6069,10 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"loseShards\x124\n" +
 	"\n" +
 	"set_server\x18\x1b \x01(\v2\x13.shoal.v1.SetServerH\x00R\tsetServer\x12=\n" +
-	"\rremove_server\x18\x1c \x01(\v2\x16.shoal.v1.RemoveServerH\x00R\fremoveServerB\x04\n" +
+	"\rremove_server\x18\x1c \x01(\v2\x16.shoal.v1.RemoveServerH\x00R\fremoveServer\x12=\n" +
+	"\rstart_rewrite\x18( \x01(\v2\x16.shoal.v1.StartRewriteH\x00R\fstartRewrite\x12@\n" +
+	"\x0efinish_rewrite\x18) \x01(\v2\x17.shoal.v1.FinishRewriteH\x00R\rfinishRewrite\x12=\n" +
+	"\rdrop_rewrites\x18* \x01(\v2\x16.shoal.v1.DropRewritesH\x00R\fdropRewritesB\x04\n" +
 	"\x02op\"\xe5\x01\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
@@ -5650,7 +6084,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x06 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
 	"\x02op\x18\a \x01(\v2\f.shoal.v1.OpR\x02op\x12\x14\n" +
-	"\x05shard\x18\b \x01(\x04R\x05shard\"\xfa\x03\n" +
+	"\x05shard\x18\b \x01(\x04R\x05shard\"\x90\x04\n" +
 	"\x06Result\x12\x14\n" +
 	"\x05errno\x18\x01 \x01(\rR\x05errno\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -5668,7 +6102,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\bmismatch\x18\r \x01(\bR\bmismatch\x12\x18\n" +
 	"\acluster\x18\x0e \x01(\fR\acluster\x12\x16\n" +
 	"\x06leased\x18\x0f \x01(\bR\x06leased\x12$\n" +
-	"\x05moves\x18\x10 \x03(\v2\x0e.shoal.v1.MoveR\x05moves\"\x96\x01\n" +
+	"\x05moves\x18\x10 \x03(\v2\x0e.shoal.v1.MoveR\x05moves\x12\x14\n" +
+	"\x05bytes\x18\x11 \x01(\x04R\x05bytes\"\x96\x01\n" +
 	"\bMakeNode\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x06R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
@@ -5810,7 +6245,28 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x1a\n" +
 	"\bdraining\x18\x02 \x01(\bR\bdraining\"&\n" +
 	"\fRemoveServer\x12\x16\n" +
-	"\x06server\x18\x01 \x01(\rR\x06server\"\x96\x01\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\"m\n" +
+	"\fStartRewrite\x12(\n" +
+	"\x06layout\x18\x01 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x123\n" +
+	"\n" +
+	"candidates\x18\x02 \x03(\v2\x13.shoal.v1.CandidateR\n" +
+	"candidates\"\xc8\x01\n" +
+	"\rFinishRewrite\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x16\n" +
+	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x18\n" +
+	"\aservers\x18\x03 \x03(\rR\aservers\x12.\n" +
+	"\x06ranges\x18\x04 \x03(\v2\x16.shoal.v1.RewriteRangeR\x06ranges\x12+\n" +
+	"\x06blocks\x18\x05 \x03(\v2\x13.shoal.v1.FileBlockR\x06blocks\x12\x12\n" +
+	"\x04seal\x18\x06 \x01(\bR\x04seal\"H\n" +
+	"\fRewriteRange\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\rR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\"7\n" +
+	"\tFileBlock\x12\x14\n" +
+	"\x05inode\x18\x01 \x01(\x06R\x05inode\x12\x14\n" +
+	"\x05block\x18\x02 \x01(\x04R\x05block\"&\n" +
+	"\fDropRewrites\x12\x16\n" +
+	"\x06chunks\x18\x01 \x03(\x06R\x06chunks\"\x96\x01\n" +
 	"\vSessionPing\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x06R\asession\x12\x12\n" +
 	"\x04ping\x18\x02 \x01(\x04R\x04ping\x12\x16\n" +
@@ -5997,14 +6453,20 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x05check\x18\x05 \x03(\x06R\x05check\x12\x1d\n" +
 	"\n" +
 	"scrub_pass\x18\x06 \x01(\x04R\tscrubPass\x12\x1b\n" +
-	"\tcopy_rate\x18\a \x01(\x04R\bcopyRate\"\xd8\x01\n" +
+	"\tcopy_rate\x18\a \x01(\x04R\bcopyRate\"\xb6\x02\n" +
 	"\tCopyOrder\x12\x16\n" +
 	"\x06stored\x18\x01 \x01(\x06R\x06stored\x12+\n" +
 	"\x06source\x18\x02 \x01(\v2\x13.shoal.v1.ChunkInfoR\x06source\x12.\n" +
 	"\aservers\x18\x03 \x03(\v2\x14.shoal.v1.ServerInfoR\aservers\x12(\n" +
 	"\x06layout\x18\x04 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x12\x14\n" +
 	"\x05shard\x18\x05 \x01(\rR\x05shard\x12\x16\n" +
-	"\x06length\x18\x06 \x01(\x04R\x06length\"P\n" +
+	"\x06length\x18\x06 \x01(\x04R\x06length\x12-\n" +
+	"\asources\x18\a \x03(\v2\x13.shoal.v1.ChunkInfoR\asources\x12-\n" +
+	"\x06ranges\x18\b \x03(\v2\x15.shoal.v1.SourceRangeR\x06ranges\"I\n" +
+	"\vSourceRange\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\rR\x06source\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\rR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\"P\n" +
 	"\n" +
 	"CopyResult\x12\x16\n" +
 	"\x06stored\x18\x01 \x01(\x06R\x06stored\x12\x14\n" +
@@ -6055,7 +6517,7 @@ func file_shoalpb_meta_proto_rawDescGZIP() []byte {
 }
 
 var file_shoalpb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
+var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
 var file_shoalpb_meta_proto_goTypes = []any{
 	(ManageServerRequest_Action)(0), // 0: shoal.v1.ManageServerRequest.Action
 	(*ManageServerRequest)(nil),     // 1: shoal.v1.ManageServerRequest
@@ -6096,59 +6558,65 @@ var file_shoalpb_meta_proto_goTypes = []any{
 	(*LoseShards)(nil),              // 36: shoal.v1.LoseShards
 	(*SetServer)(nil),               // 37: shoal.v1.SetServer
 	(*RemoveServer)(nil),            // 38: shoal.v1.RemoveServer
-	(*SessionPing)(nil),             // 39: shoal.v1.SessionPing
-	(*RevokeAck)(nil),               // 40: shoal.v1.RevokeAck
-	(*SessionPush)(nil),             // 41: shoal.v1.SessionPush
-	(*Revoke)(nil),                  // 42: shoal.v1.Revoke
-	(*ReadContext)(nil),             // 43: shoal.v1.ReadContext
-	(*LookupRequest)(nil),           // 44: shoal.v1.LookupRequest
-	(*LookupReply)(nil),             // 45: shoal.v1.LookupReply
-	(*GetAttrRequest)(nil),          // 46: shoal.v1.GetAttrRequest
-	(*GetAttrReply)(nil),            // 47: shoal.v1.GetAttrReply
-	(*OpenRequest)(nil),             // 48: shoal.v1.OpenRequest
-	(*ExtentsRequest)(nil),          // 49: shoal.v1.ExtentsRequest
-	(*ExtentsReply)(nil),            // 50: shoal.v1.ExtentsReply
-	(*ReadDirRequest)(nil),          // 51: shoal.v1.ReadDirRequest
-	(*ReadDirReply)(nil),            // 52: shoal.v1.ReadDirReply
-	(*Dirent)(nil),                  // 53: shoal.v1.Dirent
-	(*GetXattrRequest)(nil),         // 54: shoal.v1.GetXattrRequest
-	(*GetXattrReply)(nil),           // 55: shoal.v1.GetXattrReply
-	(*ListXattrRequest)(nil),        // 56: shoal.v1.ListXattrRequest
-	(*ListXattrReply)(nil),          // 57: shoal.v1.ListXattrReply
-	(*StatFSRequest)(nil),           // 58: shoal.v1.StatFSRequest
-	(*StatFSReply)(nil),             // 59: shoal.v1.StatFSReply
-	(*ServersRequest)(nil),          // 60: shoal.v1.ServersRequest
-	(*ServersReply)(nil),            // 61: shoal.v1.ServersReply
-	(*StatusRequest)(nil),           // 62: shoal.v1.StatusRequest
-	(*StatusReply)(nil),             // 63: shoal.v1.StatusReply
-	(*Redundancy)(nil),              // 64: shoal.v1.Redundancy
-	(*MetaMember)(nil),              // 65: shoal.v1.MetaMember
-	(*ReportServerRequest)(nil),     // 66: shoal.v1.ReportServerRequest
-	(*ReportServerReply)(nil),       // 67: shoal.v1.ReportServerReply
-	(*RegisterRequest)(nil),         // 68: shoal.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 69: shoal.v1.RegisterReply
-	(*HeartbeatRequest)(nil),        // 70: shoal.v1.HeartbeatRequest
-	(*ChunkReport)(nil),             // 71: shoal.v1.ChunkReport
-	(*HeartbeatReply)(nil),          // 72: shoal.v1.HeartbeatReply
-	(*CopyOrder)(nil),               // 73: shoal.v1.CopyOrder
-	(*CopyResult)(nil),              // 74: shoal.v1.CopyResult
-	(*ScrubProgress)(nil),           // 75: shoal.v1.ScrubProgress
-	(*PeerBytes)(nil),               // 76: shoal.v1.PeerBytes
-	nil,                             // 77: shoal.v1.RegisterServer.DomainEntry
-	nil,                             // 78: shoal.v1.RegisterRequest.DomainEntry
-	(*Cred)(nil),                    // 79: shoal.v1.Cred
-	(*Attr)(nil),                    // 80: shoal.v1.Attr
-	(*Extent)(nil),                  // 81: shoal.v1.Extent
-	(*Layout)(nil),                  // 82: shoal.v1.Layout
-	(*ServerInfo)(nil),              // 83: shoal.v1.ServerInfo
-	(*ChunkInfo)(nil),               // 84: shoal.v1.ChunkInfo
-	(*DiskInfo)(nil),                // 85: shoal.v1.DiskInfo
+	(*StartRewrite)(nil),            // 39: shoal.v1.StartRewrite
+	(*FinishRewrite)(nil),           // 40: shoal.v1.FinishRewrite
+	(*RewriteRange)(nil),            // 41: shoal.v1.RewriteRange
+	(*FileBlock)(nil),               // 42: shoal.v1.FileBlock
+	(*DropRewrites)(nil),            // 43: shoal.v1.DropRewrites
+	(*SessionPing)(nil),             // 44: shoal.v1.SessionPing
+	(*RevokeAck)(nil),               // 45: shoal.v1.RevokeAck
+	(*SessionPush)(nil),             // 46: shoal.v1.SessionPush
+	(*Revoke)(nil),                  // 47: shoal.v1.Revoke
+	(*ReadContext)(nil),             // 48: shoal.v1.ReadContext
+	(*LookupRequest)(nil),           // 49: shoal.v1.LookupRequest
+	(*LookupReply)(nil),             // 50: shoal.v1.LookupReply
+	(*GetAttrRequest)(nil),          // 51: shoal.v1.GetAttrRequest
+	(*GetAttrReply)(nil),            // 52: shoal.v1.GetAttrReply
+	(*OpenRequest)(nil),             // 53: shoal.v1.OpenRequest
+	(*ExtentsRequest)(nil),          // 54: shoal.v1.ExtentsRequest
+	(*ExtentsReply)(nil),            // 55: shoal.v1.ExtentsReply
+	(*ReadDirRequest)(nil),          // 56: shoal.v1.ReadDirRequest
+	(*ReadDirReply)(nil),            // 57: shoal.v1.ReadDirReply
+	(*Dirent)(nil),                  // 58: shoal.v1.Dirent
+	(*GetXattrRequest)(nil),         // 59: shoal.v1.GetXattrRequest
+	(*GetXattrReply)(nil),           // 60: shoal.v1.GetXattrReply
+	(*ListXattrRequest)(nil),        // 61: shoal.v1.ListXattrRequest
+	(*ListXattrReply)(nil),          // 62: shoal.v1.ListXattrReply
+	(*StatFSRequest)(nil),           // 63: shoal.v1.StatFSRequest
+	(*StatFSReply)(nil),             // 64: shoal.v1.StatFSReply
+	(*ServersRequest)(nil),          // 65: shoal.v1.ServersRequest
+	(*ServersReply)(nil),            // 66: shoal.v1.ServersReply
+	(*StatusRequest)(nil),           // 67: shoal.v1.StatusRequest
+	(*StatusReply)(nil),             // 68: shoal.v1.StatusReply
+	(*Redundancy)(nil),              // 69: shoal.v1.Redundancy
+	(*MetaMember)(nil),              // 70: shoal.v1.MetaMember
+	(*ReportServerRequest)(nil),     // 71: shoal.v1.ReportServerRequest
+	(*ReportServerReply)(nil),       // 72: shoal.v1.ReportServerReply
+	(*RegisterRequest)(nil),         // 73: shoal.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 74: shoal.v1.RegisterReply
+	(*HeartbeatRequest)(nil),        // 75: shoal.v1.HeartbeatRequest
+	(*ChunkReport)(nil),             // 76: shoal.v1.ChunkReport
+	(*HeartbeatReply)(nil),          // 77: shoal.v1.HeartbeatReply
+	(*CopyOrder)(nil),               // 78: shoal.v1.CopyOrder
+	(*SourceRange)(nil),             // 79: shoal.v1.SourceRange
+	(*CopyResult)(nil),              // 80: shoal.v1.CopyResult
+	(*ScrubProgress)(nil),           // 81: shoal.v1.ScrubProgress
+	(*PeerBytes)(nil),               // 82: shoal.v1.PeerBytes
+	nil,                             // 83: shoal.v1.RegisterServer.DomainEntry
+	nil,                             // 84: shoal.v1.RegisterRequest.DomainEntry
+	(*Cred)(nil),                    // 85: shoal.v1.Cred
+	(*Attr)(nil),                    // 86: shoal.v1.Attr
+	(*Extent)(nil),                  // 87: shoal.v1.Extent
+	(*Layout)(nil),                  // 88: shoal.v1.Layout
+	(*ServerInfo)(nil),              // 89: shoal.v1.ServerInfo
+	(*ChunkInfo)(nil),               // 90: shoal.v1.ChunkInfo
+	(*DiskInfo)(nil),                // 91: shoal.v1.DiskInfo
 }
 var file_shoalpb_meta_proto_depIdxs = []int32{
 	0,   // 0: shoal.v1.ManageServerRequest.action:type_name -> shoal.v1.ManageServerRequest.Action
 	5,   // 1: shoal.v1.ScrubReply.servers:type_name -> shoal.v1.ServerScrub
-	75,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
-	79,  // 3: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
+	81,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
+	85,  // 3: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
 	9,   // 4: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
 	12,  // 5: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
 	13,  // 6: shoal.v1.Op.link:type_name -> shoal.v1.Link
@@ -6173,104 +6641,113 @@ var file_shoalpb_meta_proto_depIdxs = []int32{
 	36,  // 25: shoal.v1.Op.lose_shards:type_name -> shoal.v1.LoseShards
 	37,  // 26: shoal.v1.Op.set_server:type_name -> shoal.v1.SetServer
 	38,  // 27: shoal.v1.Op.remove_server:type_name -> shoal.v1.RemoveServer
-	79,  // 28: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
-	9,   // 29: shoal.v1.Command.op:type_name -> shoal.v1.Op
-	80,  // 30: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
-	80,  // 31: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
-	80,  // 32: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
-	80,  // 33: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
-	23,  // 34: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
-	33,  // 35: shoal.v1.Result.moves:type_name -> shoal.v1.Move
-	81,  // 36: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
-	20,  // 37: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
-	82,  // 38: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
-	22,  // 39: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
-	82,  // 40: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
-	82,  // 41: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
-	20,  // 42: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
-	77,  // 43: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
-	82,  // 44: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
-	33,  // 45: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
-	33,  // 46: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
-	33,  // 47: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
-	40,  // 48: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
-	42,  // 49: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
-	83,  // 50: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
-	79,  // 51: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
-	43,  // 52: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
-	80,  // 53: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
-	80,  // 54: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
-	43,  // 55: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
-	80,  // 56: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
-	43,  // 57: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
-	43,  // 58: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
-	80,  // 59: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
-	81,  // 60: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
-	84,  // 61: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
-	43,  // 62: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
-	53,  // 63: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
-	80,  // 64: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
-	80,  // 65: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
-	43,  // 66: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	43,  // 67: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	83,  // 68: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
-	65,  // 69: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
-	83,  // 70: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
-	59,  // 71: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
-	82,  // 72: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
-	64,  // 73: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
-	78,  // 74: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
-	85,  // 75: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
-	71,  // 76: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
-	74,  // 77: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
-	75,  // 78: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
-	73,  // 79: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
-	84,  // 80: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
-	83,  // 81: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
-	82,  // 82: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
-	8,   // 83: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
-	39,  // 84: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
-	44,  // 85: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
-	46,  // 86: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
-	48,  // 87: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
-	49,  // 88: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
-	51,  // 89: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
-	54,  // 90: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
-	56,  // 91: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
-	58,  // 92: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
-	60,  // 93: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
-	62,  // 94: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
-	66,  // 95: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
-	1,   // 96: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
-	3,   // 97: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
-	6,   // 98: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
-	68,  // 99: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
-	70,  // 100: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
-	76,  // 101: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
-	11,  // 102: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
-	41,  // 103: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
-	45,  // 104: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
-	47,  // 105: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
-	50,  // 106: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
-	50,  // 107: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
-	52,  // 108: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
-	55,  // 109: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
-	57,  // 110: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
-	59,  // 111: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
-	61,  // 112: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
-	63,  // 113: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
-	67,  // 114: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
-	2,   // 115: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
-	4,   // 116: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
-	7,   // 117: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
-	69,  // 118: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
-	72,  // 119: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
-	76,  // 120: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
-	102, // [102:121] is the sub-list for method output_type
-	83,  // [83:102] is the sub-list for method input_type
-	83,  // [83:83] is the sub-list for extension type_name
-	83,  // [83:83] is the sub-list for extension extendee
-	0,   // [0:83] is the sub-list for field type_name
+	39,  // 28: shoal.v1.Op.start_rewrite:type_name -> shoal.v1.StartRewrite
+	40,  // 29: shoal.v1.Op.finish_rewrite:type_name -> shoal.v1.FinishRewrite
+	43,  // 30: shoal.v1.Op.drop_rewrites:type_name -> shoal.v1.DropRewrites
+	85,  // 31: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
+	9,   // 32: shoal.v1.Command.op:type_name -> shoal.v1.Op
+	86,  // 33: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
+	86,  // 34: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
+	86,  // 35: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
+	86,  // 36: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
+	23,  // 37: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
+	33,  // 38: shoal.v1.Result.moves:type_name -> shoal.v1.Move
+	87,  // 39: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
+	20,  // 40: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
+	88,  // 41: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
+	22,  // 42: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
+	88,  // 43: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
+	88,  // 44: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
+	20,  // 45: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
+	83,  // 46: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
+	88,  // 47: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
+	33,  // 48: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
+	33,  // 49: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
+	33,  // 50: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
+	88,  // 51: shoal.v1.StartRewrite.layout:type_name -> shoal.v1.Layout
+	22,  // 52: shoal.v1.StartRewrite.candidates:type_name -> shoal.v1.Candidate
+	41,  // 53: shoal.v1.FinishRewrite.ranges:type_name -> shoal.v1.RewriteRange
+	42,  // 54: shoal.v1.FinishRewrite.blocks:type_name -> shoal.v1.FileBlock
+	45,  // 55: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
+	47,  // 56: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
+	89,  // 57: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
+	85,  // 58: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
+	48,  // 59: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
+	86,  // 60: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
+	86,  // 61: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
+	48,  // 62: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
+	86,  // 63: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
+	48,  // 64: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
+	48,  // 65: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
+	86,  // 66: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
+	87,  // 67: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
+	90,  // 68: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
+	48,  // 69: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
+	58,  // 70: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
+	86,  // 71: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
+	86,  // 72: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
+	48,  // 73: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	48,  // 74: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	89,  // 75: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
+	70,  // 76: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
+	89,  // 77: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
+	64,  // 78: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
+	88,  // 79: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
+	69,  // 80: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
+	84,  // 81: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
+	91,  // 82: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
+	76,  // 83: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
+	80,  // 84: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
+	81,  // 85: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
+	78,  // 86: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
+	90,  // 87: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
+	89,  // 88: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
+	88,  // 89: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
+	90,  // 90: shoal.v1.CopyOrder.sources:type_name -> shoal.v1.ChunkInfo
+	79,  // 91: shoal.v1.CopyOrder.ranges:type_name -> shoal.v1.SourceRange
+	8,   // 92: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
+	44,  // 93: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
+	49,  // 94: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
+	51,  // 95: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
+	53,  // 96: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
+	54,  // 97: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
+	56,  // 98: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
+	59,  // 99: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
+	61,  // 100: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
+	63,  // 101: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
+	65,  // 102: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
+	67,  // 103: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
+	71,  // 104: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
+	1,   // 105: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
+	3,   // 106: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
+	6,   // 107: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
+	73,  // 108: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
+	75,  // 109: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
+	82,  // 110: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
+	11,  // 111: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
+	46,  // 112: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
+	50,  // 113: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
+	52,  // 114: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
+	55,  // 115: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
+	55,  // 116: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
+	57,  // 117: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
+	60,  // 118: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
+	62,  // 119: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
+	64,  // 120: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
+	66,  // 121: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
+	68,  // 122: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
+	72,  // 123: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
+	2,   // 124: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
+	4,   // 125: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
+	7,   // 126: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
+	74,  // 127: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
+	77,  // 128: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
+	82,  // 129: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
+	111, // [111:130] is the sub-list for method output_type
+	92,  // [92:111] is the sub-list for method input_type
+	92,  // [92:92] is the sub-list for extension type_name
+	92,  // [92:92] is the sub-list for extension extendee
+	0,   // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_shoalpb_meta_proto_init() }
@@ -6303,6 +6780,9 @@ func file_shoalpb_meta_proto_init() {
 		(*Op_LoseShards)(nil),
 		(*Op_SetServer)(nil),
 		(*Op_RemoveServer)(nil),
+		(*Op_StartRewrite)(nil),
+		(*Op_FinishRewrite)(nil),
+		(*Op_DropRewrites)(nil),
 	}
 	file_shoalpb_meta_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
@@ -6311,7 +6791,7 @@ func file_shoalpb_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shoalpb_meta_proto_rawDesc), len(file_shoalpb_meta_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   78,
+			NumMessages:   84,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
