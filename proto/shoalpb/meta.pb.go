@@ -739,6 +739,9 @@ type Op struct {
 	//	*Op_SetServer
 	//	*Op_RemoveServer
 	//	*Op_RepairState
+	//	*Op_StartRewrite
+	//	*Op_FinishRewrite
+	//	*Op_DropRewrites
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -997,6 +1000,33 @@ func (x *Op) GetRepairState() *RepairState {
 	return nil
 }
 
+func (x *Op) GetStartRewrite() *StartRewrite {
+	if x != nil {
+		if x, ok := x.Op.(*Op_StartRewrite); ok {
+			return x.StartRewrite
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetFinishRewrite() *FinishRewrite {
+	if x != nil {
+		if x, ok := x.Op.(*Op_FinishRewrite); ok {
+			return x.FinishRewrite
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDropRewrites() *DropRewrites {
+	if x != nil {
+		if x, ok := x.Op.(*Op_DropRewrites); ok {
+			return x.DropRewrites
+		}
+	}
+	return nil
+}
+
 type isOp_Op interface {
 	isOp_Op()
 }
@@ -1098,6 +1128,18 @@ type Op_RepairState struct {
 	RepairState *RepairState `protobuf:"bytes,29,opt,name=repair_state,json=repairState,proto3,oneof"`
 }
 
+type Op_StartRewrite struct {
+	StartRewrite *StartRewrite `protobuf:"bytes,40,opt,name=start_rewrite,json=startRewrite,proto3,oneof"`
+}
+
+type Op_FinishRewrite struct {
+	FinishRewrite *FinishRewrite `protobuf:"bytes,41,opt,name=finish_rewrite,json=finishRewrite,proto3,oneof"`
+}
+
+type Op_DropRewrites struct {
+	DropRewrites *DropRewrites `protobuf:"bytes,42,opt,name=drop_rewrites,json=dropRewrites,proto3,oneof"`
+}
+
 func (*Op_MakeNode) isOp_Op() {}
 
 func (*Op_Link) isOp_Op() {}
@@ -1145,6 +1187,12 @@ func (*Op_SetServer) isOp_Op() {}
 func (*Op_RemoveServer) isOp_Op() {}
 
 func (*Op_RepairState) isOp_Op() {}
+
+func (*Op_StartRewrite) isOp_Op() {}
+
+func (*Op_FinishRewrite) isOp_Op() {}
+
+func (*Op_DropRewrites) isOp_Op() {}
 
 // Command is an entry of the raft log.
 type Command struct {
@@ -1267,7 +1315,8 @@ type Result struct {
 	// attr, parent, parent2 and replaced may be cached under the session's lease, and of a directory among them the names
 	// that the operation put or took; a directory just made is known to be empty. Set by the leader, never recorded.
 	Leased        bool    `protobuf:"varint,15,opt,name=leased,proto3" json:"leased,omitempty"`
-	Moves         []*Move `protobuf:"bytes,16,rep,name=moves,proto3" json:"moves,omitempty"` // StartMoves
+	Moves         []*Move `protobuf:"bytes,16,rep,name=moves,proto3" json:"moves,omitempty"`  // StartMoves
+	Bytes         uint64  `protobuf:"varint,17,opt,name=bytes,proto3" json:"bytes,omitempty"` // FinishRewrite: of files that were moved into the new chunk by this command
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1412,6 +1461,13 @@ func (x *Result) GetMoves() []*Move {
 		return x.Moves
 	}
 	return nil
+}
+
+func (x *Result) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 // MakeNode makes a file, directory, symlink, FIFO, socket or device node. EEXIST where the name is taken, unless
@@ -3347,6 +3403,305 @@ func (x *StateFix) GetAllocated() uint64 {
 	return 0
 }
 
+// StartRewrite takes a new chunk that the leader itself has made out of bytes of others. EAGAIN: too few servers are fit to be
+// written to, or too many such chunks are being made.
+type StartRewrite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Layout        *Layout                `protobuf:"bytes,1,opt,name=layout,proto3" json:"layout,omitempty"`
+	Candidates    []*Candidate           `protobuf:"bytes,2,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRewrite) Reset() {
+	*x = StartRewrite{}
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRewrite) ProtoMessage() {}
+
+func (x *StartRewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRewrite.ProtoReflect.Descriptor instead.
+func (*StartRewrite) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *StartRewrite) GetLayout() *Layout {
+	if x != nil {
+		return x.Layout
+	}
+	return nil
+}
+
+func (x *StartRewrite) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+// FinishRewrite publishes a chunk that StartRewrite took: `servers`, by shard, hold `length` bytes of it, which are the bytes of
+// `ranges` one after the other, padded with zeros to a whole row. Every extent of the `blocks` that lies in one of the ranges
+// refers to the new chunk from then on; what of it was overwritten, cut off or deleted meanwhile refers there no more, and is
+// left alone. Given again, or for a chunk that was dropped or sealed, it changes nothing.
+type FinishRewrite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`          // bytes, whole rows
+	Servers       []uint32               `protobuf:"varint,3,rep,packed,name=servers,proto3" json:"servers,omitempty"` // 0: that shard was not made
+	Ranges        []*RewriteRange        `protobuf:"bytes,4,rep,name=ranges,proto3" json:"ranges,omitempty"`           // all of them, each time; at most 4096, no two overlap
+	Blocks        []*FileBlock           `protobuf:"bytes,5,rep,name=blocks,proto3" json:"blocks,omitempty"`           // at most 4096
+	Seal          bool                   `protobuf:"varint,6,opt,name=seal,proto3" json:"seal,omitempty"`              // there are no more blocks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishRewrite) Reset() {
+	*x = FinishRewrite{}
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishRewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishRewrite) ProtoMessage() {}
+
+func (x *FinishRewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishRewrite.ProtoReflect.Descriptor instead.
+func (*FinishRewrite) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *FinishRewrite) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *FinishRewrite) GetLength() uint64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *FinishRewrite) GetServers() []uint32 {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *FinishRewrite) GetRanges() []*RewriteRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *FinishRewrite) GetBlocks() []*FileBlock {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+func (x *FinishRewrite) GetSeal() bool {
+	if x != nil {
+		return x.Seal
+	}
+	return false
+}
+
+type RewriteRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	From          uint32                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"` // bytes [from, to) of it
+	To            uint32                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RewriteRange) Reset() {
+	*x = RewriteRange{}
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RewriteRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RewriteRange) ProtoMessage() {}
+
+func (x *RewriteRange) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RewriteRange.ProtoReflect.Descriptor instead.
+func (*RewriteRange) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *RewriteRange) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *RewriteRange) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *RewriteRange) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+type FileBlock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Inode         uint64                 `protobuf:"fixed64,1,opt,name=inode,proto3" json:"inode,omitempty"`
+	Block         uint64                 `protobuf:"varint,2,opt,name=block,proto3" json:"block,omitempty"` // its number: of 64 MiB each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileBlock) Reset() {
+	*x = FileBlock{}
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileBlock) ProtoMessage() {}
+
+func (x *FileBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileBlock.ProtoReflect.Descriptor instead.
+func (*FileBlock) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *FileBlock) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *FileBlock) GetBlock() uint64 {
+	if x != nil {
+		return x.Block
+	}
+	return 0
+}
+
+// DropRewrites gives up chunks that StartRewrite took. What a FinishRewrite moved into one already stays there.
+type DropRewrites struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunks        []uint64               `protobuf:"fixed64,1,rep,packed,name=chunks,proto3" json:"chunks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropRewrites) Reset() {
+	*x = DropRewrites{}
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropRewrites) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropRewrites) ProtoMessage() {}
+
+func (x *DropRewrites) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropRewrites.ProtoReflect.Descriptor instead.
+func (*DropRewrites) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *DropRewrites) GetChunks() []uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
+}
+
 // SessionPing: the first one names the session and all inodes that the client has open. The client must have dropped
 // everything that it cached under leases before it sends that one. A ping a second renews the leases. Pings are numbered from
 // 1 over all streams of the session: a stream whose first one is older than another that was answered is refused.
@@ -3363,7 +3718,7 @@ type SessionPing struct {
 
 func (x *SessionPing) Reset() {
 	*x = SessionPing{}
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3375,7 +3730,7 @@ func (x *SessionPing) String() string {
 func (*SessionPing) ProtoMessage() {}
 
 func (x *SessionPing) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3388,7 +3743,7 @@ func (x *SessionPing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPing.ProtoReflect.Descriptor instead.
 func (*SessionPing) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SessionPing) GetSession() uint64 {
@@ -3436,7 +3791,7 @@ type RevokeAck struct {
 
 func (x *RevokeAck) Reset() {
 	*x = RevokeAck{}
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +3803,7 @@ func (x *RevokeAck) String() string {
 func (*RevokeAck) ProtoMessage() {}
 
 func (x *RevokeAck) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +3816,7 @@ func (x *RevokeAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAck.ProtoReflect.Descriptor instead.
 func (*RevokeAck) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RevokeAck) GetRevoke() uint64 {
@@ -3492,7 +3847,7 @@ type SessionPush struct {
 
 func (x *SessionPush) Reset() {
 	*x = SessionPush{}
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +3859,7 @@ func (x *SessionPush) String() string {
 func (*SessionPush) ProtoMessage() {}
 
 func (x *SessionPush) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +3872,7 @@ func (x *SessionPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPush.ProtoReflect.Descriptor instead.
 func (*SessionPush) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SessionPush) GetPong() uint64 {
@@ -3572,7 +3927,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3584,7 +3939,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3597,7 +3952,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Revoke) GetId() uint64 {
@@ -3624,7 +3979,7 @@ type ReadContext struct {
 
 func (x *ReadContext) Reset() {
 	*x = ReadContext{}
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3636,7 +3991,7 @@ func (x *ReadContext) String() string {
 func (*ReadContext) ProtoMessage() {}
 
 func (x *ReadContext) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3649,7 +4004,7 @@ func (x *ReadContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContext.ProtoReflect.Descriptor instead.
 func (*ReadContext) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ReadContext) GetSession() uint64 {
@@ -3677,7 +4032,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3689,7 +4044,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3702,7 +4057,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LookupRequest) GetCtx() *ReadContext {
@@ -3739,7 +4094,7 @@ type LookupReply struct {
 
 func (x *LookupReply) Reset() {
 	*x = LookupReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3751,7 +4106,7 @@ func (x *LookupReply) String() string {
 func (*LookupReply) ProtoMessage() {}
 
 func (x *LookupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3764,7 +4119,7 @@ func (x *LookupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupReply.ProtoReflect.Descriptor instead.
 func (*LookupReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *LookupReply) GetAttr() *Attr {
@@ -3812,7 +4167,7 @@ type GetAttrRequest struct {
 
 func (x *GetAttrRequest) Reset() {
 	*x = GetAttrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3824,7 +4179,7 @@ func (x *GetAttrRequest) String() string {
 func (*GetAttrRequest) ProtoMessage() {}
 
 func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3837,7 +4192,7 @@ func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrRequest.ProtoReflect.Descriptor instead.
 func (*GetAttrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetAttrRequest) GetCtx() *ReadContext {
@@ -3865,7 +4220,7 @@ type GetAttrReply struct {
 
 func (x *GetAttrReply) Reset() {
 	*x = GetAttrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3877,7 +4232,7 @@ func (x *GetAttrReply) String() string {
 func (*GetAttrReply) ProtoMessage() {}
 
 func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3890,7 +4245,7 @@ func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrReply.ProtoReflect.Descriptor instead.
 func (*GetAttrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetAttrReply) GetAttr() *Attr {
@@ -3925,7 +4280,7 @@ type OpenRequest struct {
 
 func (x *OpenRequest) Reset() {
 	*x = OpenRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3937,7 +4292,7 @@ func (x *OpenRequest) String() string {
 func (*OpenRequest) ProtoMessage() {}
 
 func (x *OpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3950,7 +4305,7 @@ func (x *OpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
 func (*OpenRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *OpenRequest) GetCtx() *ReadContext {
@@ -3986,7 +4341,7 @@ type ExtentsRequest struct {
 
 func (x *ExtentsRequest) Reset() {
 	*x = ExtentsRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3998,7 +4353,7 @@ func (x *ExtentsRequest) String() string {
 func (*ExtentsRequest) ProtoMessage() {}
 
 func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4011,7 +4366,7 @@ func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsRequest.ProtoReflect.Descriptor instead.
 func (*ExtentsRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExtentsRequest) GetCtx() *ReadContext {
@@ -4057,7 +4412,7 @@ type ExtentsReply struct {
 
 func (x *ExtentsReply) Reset() {
 	*x = ExtentsReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4069,7 +4424,7 @@ func (x *ExtentsReply) String() string {
 func (*ExtentsReply) ProtoMessage() {}
 
 func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4082,7 +4437,7 @@ func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsReply.ProtoReflect.Descriptor instead.
 func (*ExtentsReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExtentsReply) GetAttr() *Attr {
@@ -4146,7 +4501,7 @@ type ReadDirRequest struct {
 
 func (x *ReadDirRequest) Reset() {
 	*x = ReadDirRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4158,7 +4513,7 @@ func (x *ReadDirRequest) String() string {
 func (*ReadDirRequest) ProtoMessage() {}
 
 func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4171,7 +4526,7 @@ func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirRequest.ProtoReflect.Descriptor instead.
 func (*ReadDirRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ReadDirRequest) GetCtx() *ReadContext {
@@ -4215,7 +4570,7 @@ type ReadDirReply struct {
 
 func (x *ReadDirReply) Reset() {
 	*x = ReadDirReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4582,7 @@ func (x *ReadDirReply) String() string {
 func (*ReadDirReply) ProtoMessage() {}
 
 func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4595,7 @@ func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirReply.ProtoReflect.Descriptor instead.
 func (*ReadDirReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ReadDirReply) GetEntries() []*Dirent {
@@ -4289,7 +4644,7 @@ type Dirent struct {
 
 func (x *Dirent) Reset() {
 	*x = Dirent{}
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4301,7 +4656,7 @@ func (x *Dirent) String() string {
 func (*Dirent) ProtoMessage() {}
 
 func (x *Dirent) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4314,7 +4669,7 @@ func (x *Dirent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dirent.ProtoReflect.Descriptor instead.
 func (*Dirent) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Dirent) GetName() []byte {
@@ -4349,7 +4704,7 @@ type GetXattrRequest struct {
 
 func (x *GetXattrRequest) Reset() {
 	*x = GetXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4361,7 +4716,7 @@ func (x *GetXattrRequest) String() string {
 func (*GetXattrRequest) ProtoMessage() {}
 
 func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4374,7 +4729,7 @@ func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrRequest.ProtoReflect.Descriptor instead.
 func (*GetXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetXattrRequest) GetCtx() *ReadContext {
@@ -4407,7 +4762,7 @@ type GetXattrReply struct {
 
 func (x *GetXattrReply) Reset() {
 	*x = GetXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4419,7 +4774,7 @@ func (x *GetXattrReply) String() string {
 func (*GetXattrReply) ProtoMessage() {}
 
 func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4432,7 +4787,7 @@ func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrReply.ProtoReflect.Descriptor instead.
 func (*GetXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetXattrReply) GetValue() []byte {
@@ -4452,7 +4807,7 @@ type ListXattrRequest struct {
 
 func (x *ListXattrRequest) Reset() {
 	*x = ListXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4464,7 +4819,7 @@ func (x *ListXattrRequest) String() string {
 func (*ListXattrRequest) ProtoMessage() {}
 
 func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4477,7 +4832,7 @@ func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrRequest.ProtoReflect.Descriptor instead.
 func (*ListXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListXattrRequest) GetCtx() *ReadContext {
@@ -4503,7 +4858,7 @@ type ListXattrReply struct {
 
 func (x *ListXattrReply) Reset() {
 	*x = ListXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4515,7 +4870,7 @@ func (x *ListXattrReply) String() string {
 func (*ListXattrReply) ProtoMessage() {}
 
 func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4528,7 +4883,7 @@ func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrReply.ProtoReflect.Descriptor instead.
 func (*ListXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListXattrReply) GetNames() []string {
@@ -4546,7 +4901,7 @@ type StatFSRequest struct {
 
 func (x *StatFSRequest) Reset() {
 	*x = StatFSRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4558,7 +4913,7 @@ func (x *StatFSRequest) String() string {
 func (*StatFSRequest) ProtoMessage() {}
 
 func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4571,7 +4926,7 @@ func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSRequest.ProtoReflect.Descriptor instead.
 func (*StatFSRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
 }
 
 type StatFSReply struct {
@@ -4587,7 +4942,7 @@ type StatFSReply struct {
 
 func (x *StatFSReply) Reset() {
 	*x = StatFSReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4599,7 +4954,7 @@ func (x *StatFSReply) String() string {
 func (*StatFSReply) ProtoMessage() {}
 
 func (x *StatFSReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4612,7 +4967,7 @@ func (x *StatFSReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSReply.ProtoReflect.Descriptor instead.
 func (*StatFSReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *StatFSReply) GetCapacity() uint64 {
@@ -4658,7 +5013,7 @@ type ServersRequest struct {
 
 func (x *ServersRequest) Reset() {
 	*x = ServersRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4670,7 +5025,7 @@ func (x *ServersRequest) String() string {
 func (*ServersRequest) ProtoMessage() {}
 
 func (x *ServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4683,7 +5038,7 @@ func (x *ServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersRequest.ProtoReflect.Descriptor instead.
 func (*ServersRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
 }
 
 type ServersReply struct {
@@ -4695,7 +5050,7 @@ type ServersReply struct {
 
 func (x *ServersReply) Reset() {
 	*x = ServersReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4707,7 +5062,7 @@ func (x *ServersReply) String() string {
 func (*ServersReply) ProtoMessage() {}
 
 func (x *ServersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4720,7 +5075,7 @@ func (x *ServersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersReply.ProtoReflect.Descriptor instead.
 func (*ServersReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ServersReply) GetServers() []*ServerInfo {
@@ -4738,7 +5093,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4750,7 +5105,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4763,7 +5118,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
 }
 
 type StatusReply struct {
@@ -4789,7 +5144,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4801,7 +5156,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4814,7 +5169,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *StatusReply) GetCluster() string {
@@ -4944,7 +5299,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4956,7 +5311,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4969,7 +5324,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Redundancy) GetKnown() bool {
@@ -5075,7 +5430,7 @@ type MetaMember struct {
 
 func (x *MetaMember) Reset() {
 	*x = MetaMember{}
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5087,7 +5442,7 @@ func (x *MetaMember) String() string {
 func (*MetaMember) ProtoMessage() {}
 
 func (x *MetaMember) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5100,7 +5455,7 @@ func (x *MetaMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaMember.ProtoReflect.Descriptor instead.
 func (*MetaMember) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *MetaMember) GetId() uint64 {
@@ -5143,7 +5498,7 @@ type ReportServerRequest struct {
 
 func (x *ReportServerRequest) Reset() {
 	*x = ReportServerRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5155,7 +5510,7 @@ func (x *ReportServerRequest) String() string {
 func (*ReportServerRequest) ProtoMessage() {}
 
 func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5168,7 +5523,7 @@ func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerRequest.ProtoReflect.Descriptor instead.
 func (*ReportServerRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ReportServerRequest) GetSession() uint64 {
@@ -5207,7 +5562,7 @@ type ReportServerReply struct {
 
 func (x *ReportServerReply) Reset() {
 	*x = ReportServerReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5219,7 +5574,7 @@ func (x *ReportServerReply) String() string {
 func (*ReportServerReply) ProtoMessage() {}
 
 func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5232,7 +5587,7 @@ func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerReply.ProtoReflect.Descriptor instead.
 func (*ReportServerReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
 }
 
 type RegisterRequest struct {
@@ -5248,7 +5603,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5260,7 +5615,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5273,7 +5628,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RegisterRequest) GetCluster() []byte {
@@ -5321,7 +5676,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5333,7 +5688,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5346,7 +5701,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RegisterReply) GetCluster() []byte {
@@ -5382,7 +5737,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5394,7 +5749,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5407,7 +5762,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *HeartbeatRequest) GetCluster() []byte {
@@ -5498,7 +5853,7 @@ type ChunkReport struct {
 
 func (x *ChunkReport) Reset() {
 	*x = ChunkReport{}
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5510,7 +5865,7 @@ func (x *ChunkReport) String() string {
 func (*ChunkReport) ProtoMessage() {}
 
 func (x *ChunkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5523,7 +5878,7 @@ func (x *ChunkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReport.ProtoReflect.Descriptor instead.
 func (*ChunkReport) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ChunkReport) GetId() uint64 {
@@ -5562,7 +5917,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5574,7 +5929,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5587,7 +5942,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *HeartbeatReply) GetDelete() []uint64 {
@@ -5641,20 +5996,23 @@ func (x *HeartbeatReply) GetCopyRate() uint64 {
 
 // CopyOrder has a server make and keep a shard of a sealed chunk out of what others hold.
 type CopyOrder struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stored        uint64                 `protobuf:"fixed64,1,opt,name=stored,proto3" json:"stored,omitempty"` // id under which it is kept, in place of what may be there under it
-	Source        *ChunkInfo             `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`   // the chunk; of its servers only those that can be asked
-	Servers       []*ServerInfo          `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"` // addresses of these
-	Layout        *Layout                `protobuf:"bytes,4,opt,name=layout,proto3" json:"layout,omitempty"`   // of the chunk to which the shard belongs
-	Shard         uint32                 `protobuf:"varint,5,opt,name=shard,proto3" json:"shard,omitempty"`
-	Length        uint64                 `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"` // of the shard, bytes
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Stored  uint64                 `protobuf:"fixed64,1,opt,name=stored,proto3" json:"stored,omitempty"` // id under which it is kept, in place of what may be there under it
+	Source  *ChunkInfo             `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`   // the chunk; of its servers only those that can be asked
+	Servers []*ServerInfo          `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"` // addresses of these
+	Layout  *Layout                `protobuf:"bytes,4,opt,name=layout,proto3" json:"layout,omitempty"`   // of the chunk to which the shard belongs
+	Shard   uint32                 `protobuf:"varint,5,opt,name=shard,proto3" json:"shard,omitempty"`
+	Length  uint64                 `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"` // of the shard, bytes
+	// With ranges there is no `source`: the chunk is these ranges one after the other, padded with zeros to a whole row.
+	Sources       []*ChunkInfo   `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`
+	Ranges        []*SourceRange `protobuf:"bytes,8,rep,name=ranges,proto3" json:"ranges,omitempty"` // at most 4096
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CopyOrder) Reset() {
 	*x = CopyOrder{}
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5666,7 +6024,7 @@ func (x *CopyOrder) String() string {
 func (*CopyOrder) ProtoMessage() {}
 
 func (x *CopyOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5679,7 +6037,7 @@ func (x *CopyOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOrder.ProtoReflect.Descriptor instead.
 func (*CopyOrder) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *CopyOrder) GetStored() uint64 {
@@ -5724,6 +6082,80 @@ func (x *CopyOrder) GetLength() uint64 {
 	return 0
 }
 
+func (x *CopyOrder) GetSources() []*ChunkInfo {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *CopyOrder) GetRanges() []*SourceRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+type SourceRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        uint32                 `protobuf:"varint,1,opt,name=source,proto3" json:"source,omitempty"` // index into `sources`
+	From          uint32                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`     // bytes [from, to) of it
+	To            uint32                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SourceRange) Reset() {
+	*x = SourceRange{}
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SourceRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SourceRange) ProtoMessage() {}
+
+func (x *SourceRange) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SourceRange.ProtoReflect.Descriptor instead.
+func (*SourceRange) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *SourceRange) GetSource() uint32 {
+	if x != nil {
+		return x.Source
+	}
+	return 0
+}
+
+func (x *SourceRange) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *SourceRange) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
 type CopyResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stored        uint64                 `protobuf:"fixed64,1,opt,name=stored,proto3" json:"stored,omitempty"`
@@ -5735,7 +6167,7 @@ type CopyResult struct {
 
 func (x *CopyResult) Reset() {
 	*x = CopyResult{}
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5747,7 +6179,7 @@ func (x *CopyResult) String() string {
 func (*CopyResult) ProtoMessage() {}
 
 func (x *CopyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5760,7 +6192,7 @@ func (x *CopyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyResult.ProtoReflect.Descriptor instead.
 func (*CopyResult) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *CopyResult) GetStored() uint64 {
@@ -5798,7 +6230,7 @@ type ScrubProgress struct {
 
 func (x *ScrubProgress) Reset() {
 	*x = ScrubProgress{}
-	mi := &file_shoalpb_meta_proto_msgTypes[76]
+	mi := &file_shoalpb_meta_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5810,7 +6242,7 @@ func (x *ScrubProgress) String() string {
 func (*ScrubProgress) ProtoMessage() {}
 
 func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[76]
+	mi := &file_shoalpb_meta_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5823,7 +6255,7 @@ func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubProgress.ProtoReflect.Descriptor instead.
 func (*ScrubProgress) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{76}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ScrubProgress) GetPass() uint64 {
@@ -5871,7 +6303,7 @@ type PeerBytes struct {
 
 func (x *PeerBytes) Reset() {
 	*x = PeerBytes{}
-	mi := &file_shoalpb_meta_proto_msgTypes[77]
+	mi := &file_shoalpb_meta_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5883,7 +6315,7 @@ func (x *PeerBytes) String() string {
 func (*PeerBytes) ProtoMessage() {}
 
 func (x *PeerBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[77]
+	mi := &file_shoalpb_meta_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5896,7 +6328,7 @@ func (x *PeerBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerBytes.ProtoReflect.Descriptor instead.
 func (*PeerBytes) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{77}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *PeerBytes) GetData() []byte {
@@ -5958,8 +6390,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x18\x03 \x01(\x04R\n" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x04 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
-	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\xdb\n" +
-	"\n" +
+	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\x9b\f\n" +
 	"\x02Op\x121\n" +
 	"\tmake_node\x18\x01 \x01(\v2\x12.shoal.v1.MakeNodeH\x00R\bmakeNode\x12$\n" +
 	"\x04link\x18\x02 \x01(\v2\x0e.shoal.v1.LinkH\x00R\x04link\x12*\n" +
@@ -5990,7 +6421,10 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\n" +
 	"set_server\x18\x1b \x01(\v2\x13.shoal.v1.SetServerH\x00R\tsetServer\x12=\n" +
 	"\rremove_server\x18\x1c \x01(\v2\x16.shoal.v1.RemoveServerH\x00R\fremoveServer\x12:\n" +
-	"\frepair_state\x18\x1d \x01(\v2\x15.shoal.v1.RepairStateH\x00R\vrepairStateB\x04\n" +
+	"\frepair_state\x18\x1d \x01(\v2\x15.shoal.v1.RepairStateH\x00R\vrepairState\x12=\n" +
+	"\rstart_rewrite\x18( \x01(\v2\x16.shoal.v1.StartRewriteH\x00R\fstartRewrite\x12@\n" +
+	"\x0efinish_rewrite\x18) \x01(\v2\x17.shoal.v1.FinishRewriteH\x00R\rfinishRewrite\x12=\n" +
+	"\rdrop_rewrites\x18* \x01(\v2\x16.shoal.v1.DropRewritesH\x00R\fdropRewritesB\x04\n" +
 	"\x02op\"\xe5\x01\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
@@ -6002,7 +6436,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x06 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
 	"\x02op\x18\a \x01(\v2\f.shoal.v1.OpR\x02op\x12\x14\n" +
-	"\x05shard\x18\b \x01(\x04R\x05shard\"\xfa\x03\n" +
+	"\x05shard\x18\b \x01(\x04R\x05shard\"\x90\x04\n" +
 	"\x06Result\x12\x14\n" +
 	"\x05errno\x18\x01 \x01(\rR\x05errno\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -6020,7 +6454,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\bmismatch\x18\r \x01(\bR\bmismatch\x12\x18\n" +
 	"\acluster\x18\x0e \x01(\fR\acluster\x12\x16\n" +
 	"\x06leased\x18\x0f \x01(\bR\x06leased\x12$\n" +
-	"\x05moves\x18\x10 \x03(\v2\x0e.shoal.v1.MoveR\x05moves\"\x96\x01\n" +
+	"\x05moves\x18\x10 \x03(\v2\x0e.shoal.v1.MoveR\x05moves\x12\x14\n" +
+	"\x05bytes\x18\x11 \x01(\x04R\x05bytes\"\x96\x01\n" +
 	"\bMakeNode\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x06R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
@@ -6215,7 +6650,28 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\vXATTR_BYTES\x10\v\x12\x0e\n" +
 	"\n" +
 	"CHUNK_LIVE\x10\f\x12\t\n" +
-	"\x05OWNED\x10\r\"\x96\x01\n" +
+	"\x05OWNED\x10\r\"m\n" +
+	"\fStartRewrite\x12(\n" +
+	"\x06layout\x18\x01 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x123\n" +
+	"\n" +
+	"candidates\x18\x02 \x03(\v2\x13.shoal.v1.CandidateR\n" +
+	"candidates\"\xc8\x01\n" +
+	"\rFinishRewrite\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x16\n" +
+	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x18\n" +
+	"\aservers\x18\x03 \x03(\rR\aservers\x12.\n" +
+	"\x06ranges\x18\x04 \x03(\v2\x16.shoal.v1.RewriteRangeR\x06ranges\x12+\n" +
+	"\x06blocks\x18\x05 \x03(\v2\x13.shoal.v1.FileBlockR\x06blocks\x12\x12\n" +
+	"\x04seal\x18\x06 \x01(\bR\x04seal\"H\n" +
+	"\fRewriteRange\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\rR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\"7\n" +
+	"\tFileBlock\x12\x14\n" +
+	"\x05inode\x18\x01 \x01(\x06R\x05inode\x12\x14\n" +
+	"\x05block\x18\x02 \x01(\x04R\x05block\"&\n" +
+	"\fDropRewrites\x12\x16\n" +
+	"\x06chunks\x18\x01 \x03(\x06R\x06chunks\"\x96\x01\n" +
 	"\vSessionPing\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x06R\asession\x12\x12\n" +
 	"\x04ping\x18\x02 \x01(\x04R\x04ping\x12\x16\n" +
@@ -6402,14 +6858,20 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x05check\x18\x05 \x03(\x06R\x05check\x12\x1d\n" +
 	"\n" +
 	"scrub_pass\x18\x06 \x01(\x04R\tscrubPass\x12\x1b\n" +
-	"\tcopy_rate\x18\a \x01(\x04R\bcopyRate\"\xd8\x01\n" +
+	"\tcopy_rate\x18\a \x01(\x04R\bcopyRate\"\xb6\x02\n" +
 	"\tCopyOrder\x12\x16\n" +
 	"\x06stored\x18\x01 \x01(\x06R\x06stored\x12+\n" +
 	"\x06source\x18\x02 \x01(\v2\x13.shoal.v1.ChunkInfoR\x06source\x12.\n" +
 	"\aservers\x18\x03 \x03(\v2\x14.shoal.v1.ServerInfoR\aservers\x12(\n" +
 	"\x06layout\x18\x04 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x12\x14\n" +
 	"\x05shard\x18\x05 \x01(\rR\x05shard\x12\x16\n" +
-	"\x06length\x18\x06 \x01(\x04R\x06length\"P\n" +
+	"\x06length\x18\x06 \x01(\x04R\x06length\x12-\n" +
+	"\asources\x18\a \x03(\v2\x13.shoal.v1.ChunkInfoR\asources\x12-\n" +
+	"\x06ranges\x18\b \x03(\v2\x15.shoal.v1.SourceRangeR\x06ranges\"I\n" +
+	"\vSourceRange\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\rR\x06source\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\rR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\"P\n" +
 	"\n" +
 	"CopyResult\x12\x16\n" +
 	"\x06stored\x18\x01 \x01(\x06R\x06stored\x12\x14\n" +
@@ -6460,7 +6922,7 @@ func file_shoalpb_meta_proto_rawDescGZIP() []byte {
 }
 
 var file_shoalpb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
+var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 86)
 var file_shoalpb_meta_proto_goTypes = []any{
 	(ManageServerRequest_Action)(0), // 0: shoal.v1.ManageServerRequest.Action
 	(StateFix_Kind)(0),              // 1: shoal.v1.StateFix.Kind
@@ -6505,59 +6967,65 @@ var file_shoalpb_meta_proto_goTypes = []any{
 	(*RemoveServer)(nil),            // 40: shoal.v1.RemoveServer
 	(*RepairState)(nil),             // 41: shoal.v1.RepairState
 	(*StateFix)(nil),                // 42: shoal.v1.StateFix
-	(*SessionPing)(nil),             // 43: shoal.v1.SessionPing
-	(*RevokeAck)(nil),               // 44: shoal.v1.RevokeAck
-	(*SessionPush)(nil),             // 45: shoal.v1.SessionPush
-	(*Revoke)(nil),                  // 46: shoal.v1.Revoke
-	(*ReadContext)(nil),             // 47: shoal.v1.ReadContext
-	(*LookupRequest)(nil),           // 48: shoal.v1.LookupRequest
-	(*LookupReply)(nil),             // 49: shoal.v1.LookupReply
-	(*GetAttrRequest)(nil),          // 50: shoal.v1.GetAttrRequest
-	(*GetAttrReply)(nil),            // 51: shoal.v1.GetAttrReply
-	(*OpenRequest)(nil),             // 52: shoal.v1.OpenRequest
-	(*ExtentsRequest)(nil),          // 53: shoal.v1.ExtentsRequest
-	(*ExtentsReply)(nil),            // 54: shoal.v1.ExtentsReply
-	(*ReadDirRequest)(nil),          // 55: shoal.v1.ReadDirRequest
-	(*ReadDirReply)(nil),            // 56: shoal.v1.ReadDirReply
-	(*Dirent)(nil),                  // 57: shoal.v1.Dirent
-	(*GetXattrRequest)(nil),         // 58: shoal.v1.GetXattrRequest
-	(*GetXattrReply)(nil),           // 59: shoal.v1.GetXattrReply
-	(*ListXattrRequest)(nil),        // 60: shoal.v1.ListXattrRequest
-	(*ListXattrReply)(nil),          // 61: shoal.v1.ListXattrReply
-	(*StatFSRequest)(nil),           // 62: shoal.v1.StatFSRequest
-	(*StatFSReply)(nil),             // 63: shoal.v1.StatFSReply
-	(*ServersRequest)(nil),          // 64: shoal.v1.ServersRequest
-	(*ServersReply)(nil),            // 65: shoal.v1.ServersReply
-	(*StatusRequest)(nil),           // 66: shoal.v1.StatusRequest
-	(*StatusReply)(nil),             // 67: shoal.v1.StatusReply
-	(*Redundancy)(nil),              // 68: shoal.v1.Redundancy
-	(*MetaMember)(nil),              // 69: shoal.v1.MetaMember
-	(*ReportServerRequest)(nil),     // 70: shoal.v1.ReportServerRequest
-	(*ReportServerReply)(nil),       // 71: shoal.v1.ReportServerReply
-	(*RegisterRequest)(nil),         // 72: shoal.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 73: shoal.v1.RegisterReply
-	(*HeartbeatRequest)(nil),        // 74: shoal.v1.HeartbeatRequest
-	(*ChunkReport)(nil),             // 75: shoal.v1.ChunkReport
-	(*HeartbeatReply)(nil),          // 76: shoal.v1.HeartbeatReply
-	(*CopyOrder)(nil),               // 77: shoal.v1.CopyOrder
-	(*CopyResult)(nil),              // 78: shoal.v1.CopyResult
-	(*ScrubProgress)(nil),           // 79: shoal.v1.ScrubProgress
-	(*PeerBytes)(nil),               // 80: shoal.v1.PeerBytes
-	nil,                             // 81: shoal.v1.RegisterServer.DomainEntry
-	nil,                             // 82: shoal.v1.RegisterRequest.DomainEntry
-	(*Cred)(nil),                    // 83: shoal.v1.Cred
-	(*Attr)(nil),                    // 84: shoal.v1.Attr
-	(*Extent)(nil),                  // 85: shoal.v1.Extent
-	(*Layout)(nil),                  // 86: shoal.v1.Layout
-	(*ServerInfo)(nil),              // 87: shoal.v1.ServerInfo
-	(*ChunkInfo)(nil),               // 88: shoal.v1.ChunkInfo
-	(*DiskInfo)(nil),                // 89: shoal.v1.DiskInfo
+	(*StartRewrite)(nil),            // 43: shoal.v1.StartRewrite
+	(*FinishRewrite)(nil),           // 44: shoal.v1.FinishRewrite
+	(*RewriteRange)(nil),            // 45: shoal.v1.RewriteRange
+	(*FileBlock)(nil),               // 46: shoal.v1.FileBlock
+	(*DropRewrites)(nil),            // 47: shoal.v1.DropRewrites
+	(*SessionPing)(nil),             // 48: shoal.v1.SessionPing
+	(*RevokeAck)(nil),               // 49: shoal.v1.RevokeAck
+	(*SessionPush)(nil),             // 50: shoal.v1.SessionPush
+	(*Revoke)(nil),                  // 51: shoal.v1.Revoke
+	(*ReadContext)(nil),             // 52: shoal.v1.ReadContext
+	(*LookupRequest)(nil),           // 53: shoal.v1.LookupRequest
+	(*LookupReply)(nil),             // 54: shoal.v1.LookupReply
+	(*GetAttrRequest)(nil),          // 55: shoal.v1.GetAttrRequest
+	(*GetAttrReply)(nil),            // 56: shoal.v1.GetAttrReply
+	(*OpenRequest)(nil),             // 57: shoal.v1.OpenRequest
+	(*ExtentsRequest)(nil),          // 58: shoal.v1.ExtentsRequest
+	(*ExtentsReply)(nil),            // 59: shoal.v1.ExtentsReply
+	(*ReadDirRequest)(nil),          // 60: shoal.v1.ReadDirRequest
+	(*ReadDirReply)(nil),            // 61: shoal.v1.ReadDirReply
+	(*Dirent)(nil),                  // 62: shoal.v1.Dirent
+	(*GetXattrRequest)(nil),         // 63: shoal.v1.GetXattrRequest
+	(*GetXattrReply)(nil),           // 64: shoal.v1.GetXattrReply
+	(*ListXattrRequest)(nil),        // 65: shoal.v1.ListXattrRequest
+	(*ListXattrReply)(nil),          // 66: shoal.v1.ListXattrReply
+	(*StatFSRequest)(nil),           // 67: shoal.v1.StatFSRequest
+	(*StatFSReply)(nil),             // 68: shoal.v1.StatFSReply
+	(*ServersRequest)(nil),          // 69: shoal.v1.ServersRequest
+	(*ServersReply)(nil),            // 70: shoal.v1.ServersReply
+	(*StatusRequest)(nil),           // 71: shoal.v1.StatusRequest
+	(*StatusReply)(nil),             // 72: shoal.v1.StatusReply
+	(*Redundancy)(nil),              // 73: shoal.v1.Redundancy
+	(*MetaMember)(nil),              // 74: shoal.v1.MetaMember
+	(*ReportServerRequest)(nil),     // 75: shoal.v1.ReportServerRequest
+	(*ReportServerReply)(nil),       // 76: shoal.v1.ReportServerReply
+	(*RegisterRequest)(nil),         // 77: shoal.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 78: shoal.v1.RegisterReply
+	(*HeartbeatRequest)(nil),        // 79: shoal.v1.HeartbeatRequest
+	(*ChunkReport)(nil),             // 80: shoal.v1.ChunkReport
+	(*HeartbeatReply)(nil),          // 81: shoal.v1.HeartbeatReply
+	(*CopyOrder)(nil),               // 82: shoal.v1.CopyOrder
+	(*SourceRange)(nil),             // 83: shoal.v1.SourceRange
+	(*CopyResult)(nil),              // 84: shoal.v1.CopyResult
+	(*ScrubProgress)(nil),           // 85: shoal.v1.ScrubProgress
+	(*PeerBytes)(nil),               // 86: shoal.v1.PeerBytes
+	nil,                             // 87: shoal.v1.RegisterServer.DomainEntry
+	nil,                             // 88: shoal.v1.RegisterRequest.DomainEntry
+	(*Cred)(nil),                    // 89: shoal.v1.Cred
+	(*Attr)(nil),                    // 90: shoal.v1.Attr
+	(*Extent)(nil),                  // 91: shoal.v1.Extent
+	(*Layout)(nil),                  // 92: shoal.v1.Layout
+	(*ServerInfo)(nil),              // 93: shoal.v1.ServerInfo
+	(*ChunkInfo)(nil),               // 94: shoal.v1.ChunkInfo
+	(*DiskInfo)(nil),                // 95: shoal.v1.DiskInfo
 }
 var file_shoalpb_meta_proto_depIdxs = []int32{
 	0,   // 0: shoal.v1.ManageServerRequest.action:type_name -> shoal.v1.ManageServerRequest.Action
 	7,   // 1: shoal.v1.ScrubReply.servers:type_name -> shoal.v1.ServerScrub
-	79,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
-	83,  // 3: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
+	85,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
+	89,  // 3: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
 	11,  // 4: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
 	14,  // 5: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
 	15,  // 6: shoal.v1.Op.link:type_name -> shoal.v1.Link
@@ -6583,107 +7051,116 @@ var file_shoalpb_meta_proto_depIdxs = []int32{
 	39,  // 26: shoal.v1.Op.set_server:type_name -> shoal.v1.SetServer
 	40,  // 27: shoal.v1.Op.remove_server:type_name -> shoal.v1.RemoveServer
 	41,  // 28: shoal.v1.Op.repair_state:type_name -> shoal.v1.RepairState
-	83,  // 29: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
-	11,  // 30: shoal.v1.Command.op:type_name -> shoal.v1.Op
-	84,  // 31: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
-	84,  // 32: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
-	84,  // 33: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
-	84,  // 34: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
-	25,  // 35: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
-	35,  // 36: shoal.v1.Result.moves:type_name -> shoal.v1.Move
-	85,  // 37: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
-	22,  // 38: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
-	86,  // 39: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
-	24,  // 40: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
-	86,  // 41: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
-	86,  // 42: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
-	22,  // 43: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
-	81,  // 44: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
-	86,  // 45: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
-	35,  // 46: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
-	35,  // 47: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
-	35,  // 48: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
-	42,  // 49: shoal.v1.RepairState.fixes:type_name -> shoal.v1.StateFix
-	1,   // 50: shoal.v1.StateFix.kind:type_name -> shoal.v1.StateFix.Kind
-	2,   // 51: shoal.v1.StateFix.sum:type_name -> shoal.v1.StateFix.Sum
-	44,  // 52: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
-	46,  // 53: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
-	87,  // 54: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
-	83,  // 55: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
-	47,  // 56: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
-	84,  // 57: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
-	84,  // 58: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
-	47,  // 59: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
-	84,  // 60: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
-	47,  // 61: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
-	47,  // 62: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
-	84,  // 63: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
-	85,  // 64: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
-	88,  // 65: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
-	47,  // 66: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
-	57,  // 67: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
-	84,  // 68: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
-	84,  // 69: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
-	47,  // 70: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	47,  // 71: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	87,  // 72: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
-	69,  // 73: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
-	87,  // 74: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
-	63,  // 75: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
-	86,  // 76: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
-	68,  // 77: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
-	82,  // 78: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
-	89,  // 79: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
-	75,  // 80: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
-	78,  // 81: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
-	79,  // 82: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
-	77,  // 83: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
-	88,  // 84: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
-	87,  // 85: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
-	86,  // 86: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
-	10,  // 87: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
-	43,  // 88: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
-	48,  // 89: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
-	50,  // 90: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
-	52,  // 91: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
-	53,  // 92: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
-	55,  // 93: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
-	58,  // 94: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
-	60,  // 95: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
-	62,  // 96: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
-	64,  // 97: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
-	66,  // 98: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
-	70,  // 99: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
-	3,   // 100: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
-	5,   // 101: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
-	8,   // 102: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
-	72,  // 103: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
-	74,  // 104: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
-	80,  // 105: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
-	13,  // 106: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
-	45,  // 107: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
-	49,  // 108: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
-	51,  // 109: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
-	54,  // 110: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
-	54,  // 111: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
-	56,  // 112: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
-	59,  // 113: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
-	61,  // 114: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
-	63,  // 115: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
-	65,  // 116: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
-	67,  // 117: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
-	71,  // 118: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
-	4,   // 119: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
-	6,   // 120: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
-	9,   // 121: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
-	73,  // 122: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
-	76,  // 123: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
-	80,  // 124: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
-	106, // [106:125] is the sub-list for method output_type
-	87,  // [87:106] is the sub-list for method input_type
-	87,  // [87:87] is the sub-list for extension type_name
-	87,  // [87:87] is the sub-list for extension extendee
-	0,   // [0:87] is the sub-list for field type_name
+	43,  // 29: shoal.v1.Op.start_rewrite:type_name -> shoal.v1.StartRewrite
+	44,  // 30: shoal.v1.Op.finish_rewrite:type_name -> shoal.v1.FinishRewrite
+	47,  // 31: shoal.v1.Op.drop_rewrites:type_name -> shoal.v1.DropRewrites
+	89,  // 32: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
+	11,  // 33: shoal.v1.Command.op:type_name -> shoal.v1.Op
+	90,  // 34: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
+	90,  // 35: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
+	90,  // 36: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
+	90,  // 37: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
+	25,  // 38: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
+	35,  // 39: shoal.v1.Result.moves:type_name -> shoal.v1.Move
+	91,  // 40: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
+	22,  // 41: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
+	92,  // 42: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
+	24,  // 43: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
+	92,  // 44: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
+	92,  // 45: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
+	22,  // 46: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
+	87,  // 47: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
+	92,  // 48: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
+	35,  // 49: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
+	35,  // 50: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
+	35,  // 51: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
+	42,  // 52: shoal.v1.RepairState.fixes:type_name -> shoal.v1.StateFix
+	1,   // 53: shoal.v1.StateFix.kind:type_name -> shoal.v1.StateFix.Kind
+	2,   // 54: shoal.v1.StateFix.sum:type_name -> shoal.v1.StateFix.Sum
+	92,  // 55: shoal.v1.StartRewrite.layout:type_name -> shoal.v1.Layout
+	24,  // 56: shoal.v1.StartRewrite.candidates:type_name -> shoal.v1.Candidate
+	45,  // 57: shoal.v1.FinishRewrite.ranges:type_name -> shoal.v1.RewriteRange
+	46,  // 58: shoal.v1.FinishRewrite.blocks:type_name -> shoal.v1.FileBlock
+	49,  // 59: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
+	51,  // 60: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
+	93,  // 61: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
+	89,  // 62: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
+	52,  // 63: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
+	90,  // 64: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
+	90,  // 65: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
+	52,  // 66: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
+	90,  // 67: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
+	52,  // 68: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
+	52,  // 69: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
+	90,  // 70: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
+	91,  // 71: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
+	94,  // 72: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
+	52,  // 73: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
+	62,  // 74: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
+	90,  // 75: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
+	90,  // 76: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
+	52,  // 77: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	52,  // 78: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	93,  // 79: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
+	74,  // 80: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
+	93,  // 81: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
+	68,  // 82: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
+	92,  // 83: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
+	73,  // 84: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
+	88,  // 85: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
+	95,  // 86: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
+	80,  // 87: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
+	84,  // 88: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
+	85,  // 89: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
+	82,  // 90: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
+	94,  // 91: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
+	93,  // 92: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
+	92,  // 93: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
+	94,  // 94: shoal.v1.CopyOrder.sources:type_name -> shoal.v1.ChunkInfo
+	83,  // 95: shoal.v1.CopyOrder.ranges:type_name -> shoal.v1.SourceRange
+	10,  // 96: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
+	48,  // 97: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
+	53,  // 98: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
+	55,  // 99: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
+	57,  // 100: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
+	58,  // 101: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
+	60,  // 102: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
+	63,  // 103: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
+	65,  // 104: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
+	67,  // 105: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
+	69,  // 106: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
+	71,  // 107: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
+	75,  // 108: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
+	3,   // 109: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
+	5,   // 110: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
+	8,   // 111: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
+	77,  // 112: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
+	79,  // 113: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
+	86,  // 114: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
+	13,  // 115: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
+	50,  // 116: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
+	54,  // 117: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
+	56,  // 118: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
+	59,  // 119: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
+	59,  // 120: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
+	61,  // 121: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
+	64,  // 122: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
+	66,  // 123: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
+	68,  // 124: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
+	70,  // 125: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
+	72,  // 126: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
+	76,  // 127: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
+	4,   // 128: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
+	6,   // 129: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
+	9,   // 130: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
+	78,  // 131: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
+	81,  // 132: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
+	86,  // 133: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
+	115, // [115:134] is the sub-list for method output_type
+	96,  // [96:115] is the sub-list for method input_type
+	96,  // [96:96] is the sub-list for extension type_name
+	96,  // [96:96] is the sub-list for extension extendee
+	0,   // [0:96] is the sub-list for field type_name
 }
 
 func init() { file_shoalpb_meta_proto_init() }
@@ -6717,6 +7194,9 @@ func file_shoalpb_meta_proto_init() {
 		(*Op_SetServer)(nil),
 		(*Op_RemoveServer)(nil),
 		(*Op_RepairState)(nil),
+		(*Op_StartRewrite)(nil),
+		(*Op_FinishRewrite)(nil),
+		(*Op_DropRewrites)(nil),
 	}
 	file_shoalpb_meta_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
@@ -6725,7 +7205,7 @@ func file_shoalpb_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shoalpb_meta_proto_rawDesc), len(file_shoalpb_meta_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   80,
+			NumMessages:   86,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
