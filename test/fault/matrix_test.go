@@ -21,6 +21,18 @@ type scene struct {
 	t    *testing.T
 }
 
+// victim is the chunk server that holds most.
+func (s *scene) victim() *Server { return s.victims(1)[0] }
+
+func (s *scene) victims(n int) []*Server {
+	s.t.Helper()
+	v, err := s.Busiest(n)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return v
+}
+
 // run lets the load go on for a while: so many seconds in the short matrix, ten times as long in the long one.
 func (s *scene) run(seconds float64) error {
 	d := time.Duration(seconds * float64(time.Second))
@@ -36,6 +48,7 @@ type faultCase struct {
 	short   bool // it is part of the short matrix, too
 	options Options
 	mayFail []workload.Role // clients that may see errors: all others must not
+	known   string          // what is known to be wrong in the product as yet: problems that contain it are shown only
 	// strike does the fault, lets the load go on as long as it lasts, and undoes it.
 	strike func(*scene) error
 }
@@ -50,26 +63,28 @@ func onDisk(names ...string) func(string) bool {
 // killed ends servers as kill -9 does, for a while.
 func killed(n int) func(*scene) error {
 	return func(s *scene) error {
-		if err := Kill(s.Chunks[:n]...); err != nil {
+		victims := s.victims(n)
+		if err := Kill(victims...); err != nil {
 			return err
 		}
 		if err := s.run(2); err != nil {
 			return err
 		}
-		return s.StartAll(s.Chunks[:n]...)
+		return s.StartAll(victims...)
 	}
 }
 
 // stopped stops a chunk server with SIGSTOP.
 func stopped(d time.Duration) func(*scene) error {
 	return func(s *scene) error {
-		if err := s.Chunks[0].Signal(syscall.SIGSTOP); err != nil {
+		victim := s.victim()
+		if err := victim.Signal(syscall.SIGSTOP); err != nil {
 			return err
 		}
 		if err := s.load.Run(d); err != nil {
 			return err
 		}
-		return s.Chunks[0].Signal(syscall.SIGCONT)
+		return victim.Signal(syscall.SIGCONT)
 	}
 }
 
@@ -89,12 +104,13 @@ func network(seconds float64, breakIt func(*scene) error) func(*scene) error {
 // sick gives the disk of a chunk server faults for a while.
 func sick(seconds float64, faults faultfs.Faults) func(*scene) error {
 	return func(s *scene) error {
-		s.Chunks[0].Disk.SetFaults(faults)
+		victim := s.victim()
+		victim.Disk.SetFaults(faults)
 		if err := s.run(seconds); err != nil {
 			return err
 		}
-		s.Chunks[0].Disk.SetFaults(faultfs.Faults{})
-		return s.Chunks[0].Restart() // a disk that failed is not used again until somebody has looked at it
+		victim.Disk.SetFaults(faultfs.Faults{})
+		return victim.Restart() // a disk that failed is not used again until somebody has looked at it
 	}
 }
 
@@ -111,26 +127,26 @@ var matrix = []faultCase{
 	{name: "kill -9 of the leading metaserver", options: Options{Metaservers: 3}, strike: killLeader},
 	{name: "SIGSTOP for 5 s", strike: stopped(5 * time.Second)},
 	{name: "SIGSTOP for 60 s", strike: stopped(60 * time.Second)},
-	{name: "cut off from the metaserver", strike: network(4, func(s *scene) error { return s.CutFromMetas(s.Chunks[0]) })},
-	{name: "cut off from clients", short: true, strike: network(3, func(s *scene) error { return s.CutFromClients(s.Chunks[0]) })},
+	{name: "cut off from the metaserver", strike: network(4, func(s *scene) error { return s.CutFromMetas(s.victim()) })},
+	{name: "cut off from clients", short: true, strike: network(3, func(s *scene) error { return s.CutFromClients(s.victim()) })},
 	{name: "chunk servers cut off from each other", strike: network(3, func(s *scene) error {
 		return each(s.Chunks, s.CutFromChunks)
 	})},
-	{name: "cut off from everybody", strike: network(4, func(s *scene) error { return s.Net.CutOff(s.Chunks[0].Host) })},
+	{name: "cut off from everybody", strike: network(4, func(s *scene) error { return s.Net.CutOff(s.victim().Host) })},
 	{name: "20% packet loss at a chunk server", options: Options{SmallPackets: true}, strike: network(3, func(s *scene) error {
-		return s.Net.Lose(s.Chunks[0].Host, 20)
+		return s.Net.Lose(s.victim().Host, 20)
 	})},
 	{name: "20% packet loss at the metaserver", options: Options{SmallPackets: true}, strike: network(3, func(s *scene) error {
 		return s.Net.Lose(s.Metas[0].Host, 20)
 	})},
-	{name: "a slow network at a chunk server", strike: network(3, func(s *scene) error { return s.Net.Throttle(s.Chunks[0].Host, 1<<20) })},
-	{name: "disk full", options: Options{OnDisk: onDisk("chunk-1")}, strike: full},
-	{name: "EIO from a disk", short: true, options: Options{OnDisk: onDisk("chunk-1")}, strike: sick(2, broken)},
-	{name: "a disk that only reads", options: Options{OnDisk: onDisk("chunk-1")}, strike: sick(2, unable)},
-	{name: "a disk 100 times slower", options: Options{OnDisk: onDisk("chunk-1")}, strike: sick(4, slow)},
+	{name: "a slow network at a chunk server", strike: network(3, func(s *scene) error { return s.Net.Throttle(s.victim().Host, 1<<20) })},
+	{name: "disk full", options: Options{OnDisk: onDisk("chunk-")}, strike: full},
+	{name: "EIO from a disk", short: true, options: Options{OnDisk: onDisk("chunk-")}, strike: sick(2, broken)},
+	{name: "a disk that only reads", options: Options{OnDisk: onDisk("chunk-")}, strike: sick(2, unable)},
+	{name: "a disk 100 times slower", options: Options{OnDisk: onDisk("chunk-")}, strike: sick(4, slow)},
 	{name: "damaged chunk files", strike: damaged},
 	{name: "restart of every server", options: Options{Metaservers: 3}, strike: restarts},
-	{name: "power loss of a chunk server", short: true, options: Options{OnDisk: onDisk("chunk-1")}, strike: powerLossOfOne},
+	{name: "power loss of a chunk server", short: true, options: Options{OnDisk: onDisk("chunk-")}, strike: powerLossOfOne},
 	{name: "power loss of a metaserver of three", options: Options{Metaservers: 3, OnDisk: onDisk("meta-")}, strike: powerLossOfMeta},
 	{name: "power loss of everything", short: true, options: Options{OnDisk: onDisk("chunk-", "meta-")},
 		mayFail: []workload.Role{workload.Writer, workload.Reader}, strike: powerLossOfAll},
@@ -155,7 +171,7 @@ func killLeader(s *scene) error {
 }
 
 func full(s *scene) error {
-	disk := s.Chunks[0].Disk
+	disk := s.victim().Disk
 	disk.SetCapacity(disk.Used() + 1<<20)
 	if err := s.run(3); err != nil {
 		return err
@@ -165,12 +181,13 @@ func full(s *scene) error {
 }
 
 func damaged(s *scene) error {
+	victim := s.victim()
 	for round := range uint64(3) {
-		n, err := s.Chunks[0].Damage(round)
+		n, err := victim.Damage(round)
 		if err != nil {
 			return err
 		}
-		s.t.Logf("flipped a bit in each of %d chunks of %s", n, s.Chunks[0].Name)
+		s.t.Logf("damaged %d chunks of %s", n, victim.Name)
 		if err := s.run(1); err != nil {
 			return err
 		}
@@ -192,13 +209,14 @@ func restarts(s *scene) error {
 
 func powerLossOfOne(s *scene) error {
 	for seed := range uint64(2) { // 0: nothing survives that was not synced
-		if err := s.LosePower(seed, false, s.Chunks[0]); err != nil {
+		victim := s.victim()
+		if err := s.LosePower(seed, false, victim); err != nil {
 			return err
 		}
 		if err := s.run(1); err != nil {
 			return err
 		}
-		if err := s.Chunks[0].Start(); err != nil {
+		if err := victim.Start(); err != nil {
 			return err
 		}
 		if err := s.Healthy(); err != nil {
@@ -256,7 +274,7 @@ func killClients(s *scene) error {
 }
 
 func backFromTheDead(s *scene) error {
-	victim := s.Chunks[0]
+	victim := s.victim()
 	if err := Kill(victim); err != nil {
 		return err
 	}
@@ -364,7 +382,14 @@ func (f *faultCase) judge(t *testing.T, l *Load, report *workload.Report) {
 	if len(errors) > 0 {
 		t.Errorf("programs saw errors:\n%s", some(errors))
 	}
-	if wrong := res.Wrong(); len(wrong) > 0 {
+	wrong := slices.DeleteFunc(res.Wrong(), func(w string) bool {
+		known := f.known != "" && strings.Contains(w, f.known)
+		if known {
+			t.Logf("KNOWN: %s", w)
+		}
+		return known
+	})
+	if len(wrong) > 0 {
 		t.Errorf("lost or wrong:\n%s", some(wrong))
 	}
 	if res.Operations() == 0 {
