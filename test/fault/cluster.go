@@ -219,8 +219,13 @@ func (c *Cluster) stop(t testing.TB) {
 	for _, s := range c.Servers() {
 		all = append(all, s.Process)
 	}
+	for _, p := range all {
+		if p.cmd != nil {
+			_ = p.cmd.Process.Kill() // gone already, at worst
+		}
+	}
 	for _, d := range c.disks {
-		d.Fail() // nobody must wait for it
+		d.Fail() // a process that waits for it does not end
 	}
 	for _, p := range all {
 		p.kill()
