@@ -77,11 +77,11 @@ func laidOut(t *testing.T) Config {
 	w, n := c, c
 	w.Role, w.Name, w.Journal = Writer, "writer", filepath.Join(base, "writer.journal")
 	n.Role, n.Name, n.Journal = Names, "names", filepath.Join(base, "names.journal")
-	work(t, w, 400)
-	work(t, n, 2000)
+	work(t, w, 200)
+	work(t, n, 500)
 	r := c
 	r.Role, r.Name, r.Journal, r.Writers = Reader, "reader", filepath.Join(base, "reader.journal"), []string{w.Journal}
-	work(t, r, 100)
+	work(t, r, 50)
 	c.Role, c.Journal, c.Writers, c.Trees = Checker, filepath.Join(base, "report"), []string{w.Journal}, []string{n.Journal}
 	return c
 }
