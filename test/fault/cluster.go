@@ -83,12 +83,26 @@ func Start(t testing.TB, opts Options) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Cluster{Dir: t.TempDir(), Net: network, opts: opts}
+	c := &Cluster{Dir: directory(t), Net: network, opts: opts}
 	t.Cleanup(func() { c.stop(t) })
 	if err := c.start(); err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// directory is one that is removed when the test ends, unless SHOAL_KEEP names one that everything is to be left in.
+func directory(t testing.TB) string {
+	keep := os.Getenv("SHOAL_KEEP")
+	if keep == "" {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(keep, "cluster-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("everything is left in %s", dir)
+	return dir
 }
 
 func (c *Cluster) start() (err error) {

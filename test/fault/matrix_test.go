@@ -6,42 +6,12 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/shoalfs/shoalfs/test/fault/faultfs"
 	"github.com/shoalfs/shoalfs/test/fault/workload"
 )
-
-// scene is a cluster under load in which something is about to break.
-type scene struct {
-	*Cluster
-	load *Load
-	long bool
-	t    *testing.T
-}
-
-// victim is the chunk server that holds most.
-func (s *scene) victim() *Server { return s.victims(1)[0] }
-
-func (s *scene) victims(n int) []*Server {
-	s.t.Helper()
-	v, err := s.Busiest(n)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return v
-}
-
-// run lets the load go on for a while: so many seconds in the short matrix, ten times as long in the long one.
-func (s *scene) run(seconds float64) error {
-	d := time.Duration(seconds * float64(time.Second))
-	if s.long {
-		d *= 10
-	}
-	return s.load.Run(d)
-}
 
 // faultCase is a row of the matrix.
 type faultCase struct {
@@ -54,86 +24,25 @@ type faultCase struct {
 	strike func(*scene) error
 }
 
-// onDisk puts the named servers on disks with faults; a name that ends in - stands for all that begin so.
-func onDisk(names ...string) func(string) bool {
-	return func(name string) bool {
-		return slices.ContainsFunc(names, func(n string) bool { return n == name || strings.HasSuffix(n, "-") && strings.HasPrefix(name, n) })
-	}
-}
-
-// killed ends servers as kill -9 does, for a while.
-func killed(n int) func(*scene) error {
-	return func(s *scene) error {
-		victims := s.victims(n)
-		if err := Kill(victims...); err != nil {
-			return err
-		}
-		if err := s.run(2); err != nil {
-			return err
-		}
-		return s.StartAll(victims...)
-	}
-}
-
-// stopped stops a chunk server with SIGSTOP.
-func stopped(d time.Duration) func(*scene) error {
-	return func(s *scene) error {
-		victim := s.victim()
-		if err := victim.Signal(syscall.SIGSTOP); err != nil {
-			return err
-		}
-		if err := s.load.Run(d); err != nil {
-			return err
-		}
-		return victim.Signal(syscall.SIGCONT)
-	}
-}
-
-// network breaks the network for a while.
-func network(seconds float64, breakIt func(*scene) error) func(*scene) error {
-	return func(s *scene) error {
-		if err := breakIt(s); err != nil {
-			return err
-		}
-		if err := s.run(seconds); err != nil {
-			return err
-		}
-		return s.Net.Heal()
-	}
-}
-
-// sick gives the disk of a chunk server faults for a while.
-func sick(seconds float64, faults faultfs.Faults) func(*scene) error {
-	return func(s *scene) error {
-		victim := s.victim()
-		victim.Disk.SetFaults(faults)
-		if err := s.run(seconds); err != nil {
-			return err
-		}
-		victim.Disk.SetFaults(faultfs.Faults{})
-		return victim.Restart() // a disk that failed is not used again until somebody has looked at it
-	}
-}
-
-var (
-	broken = faultfs.Faults{Errno: [...]syscall.Errno{faultfs.Names: syscall.EIO, faultfs.Read: syscall.EIO, faultfs.Write: syscall.EIO, faultfs.Sync: syscall.EIO}}
-	unable = faultfs.Faults{Errno: [...]syscall.Errno{faultfs.Write: syscall.EIO, faultfs.Sync: syscall.EIO}}
-	// A disk does a write in a tenth of a millisecond and a sync in one; this one does not.
-	slow = faultfs.Faults{Delay: [...]time.Duration{faultfs.Names: 10 * time.Millisecond, faultfs.Read: 10 * time.Millisecond, faultfs.Write: 10 * time.Millisecond, faultfs.Sync: 100 * time.Millisecond}}
-)
-
 var matrix = []faultCase{
 	{name: "kill -9 of a chunk server", strike: killed(1)},
 	{name: "kill -9 of two chunk servers", short: true, strike: killed(2)},
 	{name: "kill -9 of the leading metaserver", options: Options{Metaservers: 3}, strike: killLeader},
-	{name: "SIGSTOP for 5 s", strike: stopped(5 * time.Second)},
-	{name: "SIGSTOP for 60 s", strike: stopped(60 * time.Second)},
+	{name: "SIGSTOP for 5 s", strike: stopped(5*time.Second, (*scene).victim)},
+	{name: "SIGSTOP for 60 s", strike: stopped(60*time.Second, (*scene).victim)},
+	{name: "SIGSTOP of the leading metaserver for 5 s", options: Options{Metaservers: 3}, strike: stopped(5*time.Second, (*scene).leader)},
 	{name: "cut off from the metaserver", strike: network(4, func(s *scene) error { return s.CutFromMetas(s.victim()) })},
 	{name: "cut off from clients", short: true, strike: network(3, func(s *scene) error { return s.CutFromClients(s.victim()) })},
 	{name: "chunk servers cut off from each other", strike: network(3, func(s *scene) error {
 		return each(s.Chunks, s.CutFromChunks)
 	})},
 	{name: "cut off from everybody", strike: network(4, func(s *scene) error { return s.Net.CutOff(s.victim().Host) })},
+	{name: "the leading metaserver cut off from the others", options: Options{Metaservers: 3}, strike: network(4, func(s *scene) error {
+		return s.CutFromMetas(s.leader())
+	})},
+	{name: "the leading metaserver cut off from everybody", options: Options{Metaservers: 3}, strike: network(4, func(s *scene) error {
+		return s.Net.CutOff(s.leader().Host)
+	})},
 	{name: "20% packet loss at a chunk server", options: Options{SmallPackets: true}, strike: network(3, func(s *scene) error {
 		return s.Net.Lose(s.victim().Host, 20)
 	})},
@@ -145,6 +54,10 @@ var matrix = []faultCase{
 	{name: "EIO from a disk", short: true, options: Options{OnDisk: onDisk("chunk-")}, strike: sick(2, broken)},
 	{name: "a disk that only reads", options: Options{OnDisk: onDisk("chunk-")}, strike: sick(2, unable)},
 	{name: "a disk 100 times slower", options: Options{OnDisk: onDisk("chunk-")}, strike: sick(4, slow)},
+	{name: "disk full at the leading metaserver", options: Options{Metaservers: 3, OnDisk: onDisk("meta-")}, strike: sickLeader(
+		func(d *faultfs.Disk) { d.SetCapacity(d.Used()) }, func(d *faultfs.Disk) { d.SetCapacity(0) })},
+	{name: "EIO from the disk of the leading metaserver", options: Options{Metaservers: 3, OnDisk: onDisk("meta-")}, strike: sickLeader(
+		func(d *faultfs.Disk) { d.SetFaults(broken) }, func(d *faultfs.Disk) { d.SetFaults(faultfs.Faults{}) })},
 	{name: "damaged chunk files", strike: damaged},
 	{name: "restart of every server", options: Options{Metaservers: 3}, strike: restarts},
 	{name: "power loss of a chunk server", short: true, options: Options{OnDisk: onDisk("chunk-")}, strike: powerLossOfOne},
@@ -171,143 +84,6 @@ func readWidely(problem string) bool {
 }
 
 var heldPattern = regexp.MustCompile(`(\d+) bytes at (\d+) of (\d+): beyond what is held of the chunk`)
-
-func killLeader(s *scene) error {
-	leader, err := s.Leader()
-	if err != nil {
-		return err
-	}
-	if err := Kill(leader); err != nil {
-		return err
-	}
-	if err := s.run(2); err != nil {
-		return err
-	}
-	return leader.Start()
-}
-
-func full(s *scene) error {
-	disk := s.victim().Disk
-	disk.SetCapacity(disk.Used() + 1<<20)
-	if err := s.run(3); err != nil {
-		return err
-	}
-	disk.SetCapacity(0)
-	return nil
-}
-
-func damaged(s *scene) error {
-	victim := s.victim()
-	for round := range uint64(3) {
-		n, err := victim.Damage(round)
-		if err != nil {
-			return err
-		}
-		s.t.Logf("damaged %d chunks of %s", n, victim.Name)
-		if err := s.run(1); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func restarts(s *scene) error {
-	for _, server := range s.Servers() {
-		if err := server.Restart(); err != nil {
-			return err
-		}
-		if err := s.Healthy(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func powerLossOfOne(s *scene) error {
-	for seed := range uint64(2) { // 0: nothing survives that was not synced
-		victim := s.victim()
-		if err := s.LosePower(seed, false, victim); err != nil {
-			return err
-		}
-		if err := s.run(1); err != nil {
-			return err
-		}
-		if err := victim.Start(); err != nil {
-			return err
-		}
-		if err := s.Healthy(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func powerLossOfMeta(s *scene) error {
-	for seed := range uint64(3) {
-		leader, err := s.Leader()
-		if err != nil {
-			return err
-		}
-		if err := s.LosePower(seed, false, leader); err != nil {
-			return err
-		}
-		if err := s.run(1); err != nil {
-			return err
-		}
-		if err := leader.Start(); err != nil {
-			return err
-		}
-		if err := s.Healthy(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func powerLossOfAll(s *scene) error {
-	for seed := range uint64(2) {
-		if err := s.LosePower(seed, true, s.Servers()...); err != nil {
-			return err
-		}
-		if err := s.StartAll(s.Servers()...); err != nil {
-			return err
-		}
-		if err := s.run(1.5); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// killClients kills a client of the SDK, and a mount with those that work on it.
-func killClients(s *scene) error {
-	for _, name := range []string{"writer-1", "writer-3", "writer-4"} {
-		if err := s.load.Kill(name); err != nil {
-			return err
-		}
-	}
-	return s.Mounts[0].End(syscall.SIGKILL)
-}
-
-func backFromTheDead(s *scene) error {
-	victim := s.victim()
-	if err := Kill(victim); err != nil {
-		return err
-	}
-	if err := s.Eventually("the server is thought dead", func() error {
-		state, err := s.StateOf(victim)
-		if err == nil && state != "dead" {
-			err = fmt.Errorf("it is %s", state)
-		}
-		return err
-	}); err != nil {
-		return err
-	}
-	if err := s.run(1); err != nil {
-		return err
-	}
-	return victim.Start()
-}
 
 // policies are those that the matrix is run with: SHOAL_POLICIES, separated by spaces, or what the binary knows of the usual ones.
 func policies(t *testing.T) []string {
