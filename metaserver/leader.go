@@ -368,6 +368,7 @@ func (l *leader) applied(cmd *pb.Command, res *pb.Result) {
 		l.repair.Changed()
 	case *pb.Op_RemoveServer:
 		l.live.Remove(chunk.ServerID(op.RemoveServer.Server))
+		l.cutOff(chunk.ServerID(op.RemoveServer.Server))
 		l.repair.Changed()
 	}
 }

@@ -95,6 +95,7 @@ func (s *Server) Status(context.Context) (*pb.StatusReply, error) {
 	out.Servers, out.Redundancy = l.live.Servers(), l.repair.Report()
 	l.fillServers(out.Servers)
 	out.Space, out.Layout = l.space(out.Servers, t.Inodes), l.rootLayout().Proto()
+	out.DefaultLayout = l.layout().Proto()
 	out.Problems = append(out.Problems, l.problems(out)...)
 	return out, nil
 }

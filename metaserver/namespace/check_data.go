@@ -110,7 +110,7 @@ func (c *checker) checkShards(rec *ChunkRecord) {
 	if rec.Length == 0 && bits.OnesCount32(rec.Held) > 0 {
 		c.hopeless("chunk %v is empty, but %d of its shards are whole", rec.ID, rec.Holders())
 	}
-	if rec.Owner != 0 && !sessionExists(c.r, rec.Owner) {
+	if rec.Owner != 0 && rec.Owner != Rewriter && !sessionExists(c.r, rec.Owner) {
 		c.broken(stageRecords, fix, "chunk %v is written by session %d, which does not exist", rec.ID, rec.Owner)
 	}
 	for k := range rec.Moves {

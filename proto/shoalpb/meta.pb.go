@@ -3064,7 +3064,7 @@ func (x *FinishMoves) GetFailed() []*Move {
 }
 
 // LoseShards records that what a server holds under these stored ids is damaged or missing. It stays where it is until the
-// shard was made anew. What a chunk could not be read without stays as it is.
+// shard was made anew: it may be all that is left.
 type LoseShards struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -5136,8 +5136,9 @@ type StatusReply struct {
 	Index         uint64                 `protobuf:"varint,11,opt,name=index,proto3" json:"index,omitempty"`         // applied log index
 	Mutations     uint64                 `protobuf:"varint,12,opt,name=mutations,proto3" json:"mutations,omitempty"` // since the leader's start
 	Reads         uint64                 `protobuf:"varint,13,opt,name=reads,proto3" json:"reads,omitempty"`
-	Layout        *Layout                `protobuf:"bytes,14,opt,name=layout,proto3" json:"layout,omitempty"`         // of new data under the root's policy
-	Redundancy    *Redundancy            `protobuf:"bytes,15,opt,name=redundancy,proto3" json:"redundancy,omitempty"` // from the leader only
+	Layout        *Layout                `protobuf:"bytes,14,opt,name=layout,proto3" json:"layout,omitempty"`                                    // of new data under the root's policy
+	Redundancy    *Redundancy            `protobuf:"bytes,15,opt,name=redundancy,proto3" json:"redundancy,omitempty"`                            // from the leader only
+	DefaultLayout *Layout                `protobuf:"bytes,16,opt,name=default_layout,json=defaultLayout,proto3" json:"default_layout,omitempty"` // of what has no policy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5277,6 +5278,13 @@ func (x *StatusReply) GetRedundancy() *Redundancy {
 	return nil
 }
 
+func (x *StatusReply) GetDefaultLayout() *Layout {
+	if x != nil {
+		return x.DefaultLayout
+	}
+	return nil
+}
+
 // Redundancy says how far from safe the data is. Shards on servers that are dead do not count.
 type Redundancy struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -5291,7 +5299,7 @@ type Redundancy struct {
 	EtaSeconds     uint64                 `protobuf:"varint,9,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`               // 0: not known
 	HeldBack       string                 `protobuf:"bytes,10,opt,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`                     // why repair does not go on, empty when it does
 	Drains         uint64                 `protobuf:"varint,11,opt,name=drains,proto3" json:"drains,omitempty"`                                        // shards on servers that are being drained
-	Misplaced      uint64                 `protobuf:"varint,12,opt,name=misplaced,proto3" json:"misplaced,omitempty"`                                  // shards that rebalancing would move
+	Misplaced      uint64                 `protobuf:"varint,12,opt,name=misplaced,proto3" json:"misplaced,omitempty"`                                  // bytes that are to move so that all servers are equally full
 	Summary        string                 `protobuf:"bytes,13,opt,name=summary,proto3" json:"summary,omitempty"`                                       // all of it in one line
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -6765,7 +6773,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x0eServersRequest\">\n" +
 	"\fServersReply\x12.\n" +
 	"\aservers\x18\x01 \x03(\v2\x14.shoal.v1.ServerInfoR\aservers\"\x0f\n" +
-	"\rStatusRequest\"\x8b\x04\n" +
+	"\rStatusRequest\"\xc4\x04\n" +
 	"\vStatusReply\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
 	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x16\n" +
@@ -6785,7 +6793,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06layout\x18\x0e \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x124\n" +
 	"\n" +
 	"redundancy\x18\x0f \x01(\v2\x14.shoal.v1.RedundancyR\n" +
-	"redundancy\"\x81\x03\n" +
+	"redundancy\x127\n" +
+	"\x0edefault_layout\x18\x10 \x01(\v2\x10.shoal.v1.LayoutR\rdefaultLayout\"\x81\x03\n" +
 	"\n" +
 	"Redundancy\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\x12\x12\n" +
@@ -7107,60 +7116,61 @@ var file_shoalpb_meta_proto_depIdxs = []int32{
 	68,  // 82: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
 	92,  // 83: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
 	73,  // 84: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
-	88,  // 85: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
-	95,  // 86: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
-	80,  // 87: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
-	84,  // 88: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
-	85,  // 89: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
-	82,  // 90: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
-	94,  // 91: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
-	93,  // 92: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
-	92,  // 93: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
-	94,  // 94: shoal.v1.CopyOrder.sources:type_name -> shoal.v1.ChunkInfo
-	83,  // 95: shoal.v1.CopyOrder.ranges:type_name -> shoal.v1.SourceRange
-	10,  // 96: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
-	48,  // 97: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
-	53,  // 98: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
-	55,  // 99: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
-	57,  // 100: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
-	58,  // 101: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
-	60,  // 102: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
-	63,  // 103: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
-	65,  // 104: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
-	67,  // 105: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
-	69,  // 106: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
-	71,  // 107: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
-	75,  // 108: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
-	3,   // 109: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
-	5,   // 110: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
-	8,   // 111: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
-	77,  // 112: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
-	79,  // 113: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
-	86,  // 114: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
-	13,  // 115: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
-	50,  // 116: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
-	54,  // 117: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
-	56,  // 118: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
-	59,  // 119: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
-	59,  // 120: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
-	61,  // 121: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
-	64,  // 122: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
-	66,  // 123: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
-	68,  // 124: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
-	70,  // 125: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
-	72,  // 126: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
-	76,  // 127: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
-	4,   // 128: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
-	6,   // 129: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
-	9,   // 130: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
-	78,  // 131: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
-	81,  // 132: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
-	86,  // 133: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
-	115, // [115:134] is the sub-list for method output_type
-	96,  // [96:115] is the sub-list for method input_type
-	96,  // [96:96] is the sub-list for extension type_name
-	96,  // [96:96] is the sub-list for extension extendee
-	0,   // [0:96] is the sub-list for field type_name
+	92,  // 85: shoal.v1.StatusReply.default_layout:type_name -> shoal.v1.Layout
+	88,  // 86: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
+	95,  // 87: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
+	80,  // 88: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
+	84,  // 89: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
+	85,  // 90: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
+	82,  // 91: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
+	94,  // 92: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
+	93,  // 93: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
+	92,  // 94: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
+	94,  // 95: shoal.v1.CopyOrder.sources:type_name -> shoal.v1.ChunkInfo
+	83,  // 96: shoal.v1.CopyOrder.ranges:type_name -> shoal.v1.SourceRange
+	10,  // 97: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
+	48,  // 98: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
+	53,  // 99: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
+	55,  // 100: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
+	57,  // 101: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
+	58,  // 102: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
+	60,  // 103: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
+	63,  // 104: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
+	65,  // 105: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
+	67,  // 106: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
+	69,  // 107: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
+	71,  // 108: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
+	75,  // 109: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
+	3,   // 110: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
+	5,   // 111: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
+	8,   // 112: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
+	77,  // 113: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
+	79,  // 114: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
+	86,  // 115: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
+	13,  // 116: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
+	50,  // 117: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
+	54,  // 118: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
+	56,  // 119: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
+	59,  // 120: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
+	59,  // 121: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
+	61,  // 122: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
+	64,  // 123: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
+	66,  // 124: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
+	68,  // 125: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
+	70,  // 126: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
+	72,  // 127: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
+	76,  // 128: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
+	4,   // 129: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
+	6,   // 130: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
+	9,   // 131: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
+	78,  // 132: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
+	81,  // 133: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
+	86,  // 134: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
+	116, // [116:135] is the sub-list for method output_type
+	97,  // [97:116] is the sub-list for method input_type
+	97,  // [97:97] is the sub-list for extension type_name
+	97,  // [97:97] is the sub-list for extension extendee
+	0,   // [0:97] is the sub-list for field type_name
 }
 
 func init() { file_shoalpb_meta_proto_init() }
