@@ -1,10 +1,7 @@
 package main
 
 import (
-	"strings"
 	"testing"
-
-	"github.com/shoalfs/shoalfs/client"
 )
 
 func TestPolicies(t *testing.T) {
@@ -34,11 +31,4 @@ func TestPolicies(t *testing.T) {
 	fails(t, exitFailed, []string{dir + "/no such thing: no such file"}, "policy", "get", dir+"/no such thing")
 	fails(t, exitFailed, []string{dir + "/no such thing: no such file"}, "policy", "set", dir+"/no such thing", "replicas=2")
 	fails(t, exitFailed, []string{dir + ": ec=4+2 needs 6 chunk servers"}, "policy", "set", dir, "ec=4+2")
-}
-
-// Below a root directory with a policy of its own the default is not known.
-func TestPolicyNotKnown(t *testing.T) {
-	if got := policyString(client.Policy{}); !strings.Contains(got, "does not tell") {
-		t.Errorf("%q", got)
-	}
 }
