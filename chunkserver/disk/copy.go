@@ -58,6 +58,9 @@ func (d *Disk) beginCopy(id chunk.ID, length uint64) (*Copy, error) {
 	}
 	if err != nil {
 		c.release()
+		if d.ioFailed(err); d.Err() != nil {
+			err = fmt.Errorf("%w: %w", ErrFailed, err)
+		}
 		return nil, err
 	}
 	return c, nil

@@ -324,6 +324,13 @@ func (f *faultyFile) ReadAt(b []byte, off int64) (int, error) {
 	return f.File.ReadAt(b, off)
 }
 
+func (f *faultyFile) DropCache(off, n int64) error {
+	if err := f.fs.check("drop", f.path); err != nil {
+		return err
+	}
+	return f.File.DropCache(off, n)
+}
+
 func (f *faultyFile) Sync() error {
 	if err := f.fs.check("sync", f.path); err != nil || f.fs.lazy {
 		return err
