@@ -36,7 +36,6 @@ type Config struct {
 	Reserve    uint64        // bytes kept free on each disk; 0: 1 GiB or 1% of it, whichever is less
 	Heartbeat  time.Duration // 0: one second
 	ReadMemory int64         // bytes of replies on their way to clients; 0: 256 MiB
-	ScrubRate  int64         // bytes a second that are read to check what is there; 0: 8 MiB, negative: nothing is checked
 
 	// ScrubRate is how fast all chunks are read and checked for ever, in bytes a second; 0: 8 MiB, negative: not at all.
 	ScrubRate int64
@@ -78,6 +77,7 @@ type Server struct {
 	copyRate  *throttle
 	scrubs    *scrubs
 	beat      chan struct{} // 1: there is something to tell the metaserver at once
+	relist    chan struct{} // 1: a disk failed, which changes what the inventory says
 	corruptMu sync.Mutex
 	corrupt   []uint64
 
@@ -119,7 +119,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, network: disk.NewMemory(cfg.ReadMemory), local: disk.NewMemory(0),
 		queued: semaphore.NewWeighted(maxQueued), reading: make(chan struct{}, maxReading), sealing: make(chan struct{}, maxSealing),
-		deletions: newDeletions(), copyRate: newThrottle(), beat: make(chan struct{}, 1), ready: make(chan struct{}),
+		deletions: newDeletions(), copyRate: newThrottle(), beat: make(chan struct{}, 1), relist: make(chan struct{}, 1), ready: make(chan struct{}),
 	}
 	s.copies = newCopies(s.deletions.has)
 	if err := s.open(); err != nil {
@@ -137,7 +137,7 @@ func (s *Server) open() (err error) {
 		return err
 	}
 	s.metrics = newMetrics(s, s.cfg.Registerer)
-	s.store, err = openStore(s.cfg.Dirs, disk.Options{Reserve: s.cfg.Reserve, Logger: s.log, OnBad: s.foundBad, OnSync: s.metrics.synced, FS: s.cfg.fs})
+	s.store, err = openStore(s.cfg.Dirs, disk.Options{Reserve: s.cfg.Reserve, Logger: s.log, OnBad: s.foundBad, OnFail: func(error) { notify(s.relist) }, OnSync: s.metrics.synced, FS: s.cfg.fs})
 	if err != nil {
 		return err
 	}

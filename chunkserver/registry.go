@@ -226,6 +226,8 @@ func (b *beater) run(ctx context.Context, addr string) error {
 			err = b.send(s.heartbeat())
 		case <-b.inventory:
 			err = b.sendInventory()
+		case <-s.relist:
+			err = b.sendInventory()
 		case err := <-b.ended:
 			return err
 		case <-ctx.Done():

@@ -265,7 +265,7 @@ func (s *store) infos() []*pb.DiskInfo {
 		}
 		st := sl.disk.Stats()
 		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: st.Path, Filesystem: st.Filesystem, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks),
-			WriteNs: uint64(st.WriteTime), ReadNs: uint64(st.ReadTime)}
+			Used: st.Used, WriteNs: uint64(st.WriteTime), ReadNs: uint64(st.ReadTime)}
 		if st.Err != nil {
 			info.Error, info.Free = st.Err.Error(), 0
 		}

@@ -173,7 +173,7 @@ func (d *Disk) endPlacing(c *Copy, doubtful bool) {
 	}
 	d.removeState(c.w.id)
 	d.replaced++
-	d.chunks[c.w.id] = state{length: uint32(c.w.Length()), file: d.replaced, bad: doubtful}
+	d.setState(c.w.id, state{length: uint32(c.w.Length()), file: d.replaced, bad: doubtful})
 	if doubtful {
 		d.bad++
 	}

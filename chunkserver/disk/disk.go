@@ -49,6 +49,8 @@ type Options struct {
 	Now         func() time.Time
 	// OnBad is told of each chunk found bad, once, from any goroutine.
 	OnBad func(chunk.ID, error)
+	// OnFail is told once, from any goroutine, when the disk fails as a whole: see Err and List.
+	OnFail func(error)
 	// OnSync is told how long each fsync of a chunk file took, and what came of it.
 	OnSync func(time.Duration, error)
 }
@@ -75,6 +77,9 @@ func (o *Options) defaults() {
 	if o.OnBad == nil {
 		o.OnBad = func(chunk.ID, error) {}
 	}
+	if o.OnFail == nil {
+		o.OnFail = func(error) {}
+	}
 	if o.OnSync == nil {
 		o.OnSync = func(time.Duration, error) {}
 	}
@@ -90,11 +95,12 @@ type Disk struct {
 	log        *slog.Logger
 	lock       *os.File
 
-	identity atomic.Pointer[Identity]
-	cache    *cache
-	space    budget
-	timings  timings
-	failure  atomic.Pointer[error]
+	identity   atomic.Pointer[Identity]
+	cache      *cache
+	space      budget
+	timings    timings
+	failure    atomic.Pointer[error]
+	readErrors atomic.Int32
 
 	flushes chan flush // unbuffered: taken when the flusher is idle
 	quit    chan struct{}
@@ -107,6 +113,7 @@ type Disk struct {
 	replaced uint32 // how often a Copy was put in place
 	closed   bool
 	bad      int
+	used     uint64 // bytes of chunks, those that are being written left out
 	foreign  int
 }
 
@@ -275,7 +282,7 @@ func (d *Disk) claim(w *Writer) error {
 	if _, ok := d.chunks[w.id]; ok || d.copies[w.id] != nil {
 		return ErrExists
 	}
-	d.chunks[w.id] = state{}
+	d.setState(w.id, state{})
 	d.writers[w.id] = w
 	return nil
 }
@@ -312,7 +319,7 @@ func (d *Disk) retire(w *Writer, sealed bool) {
 	delete(d.writers, w.id)
 	s := d.chunks[w.id]
 	s.length, s.loose = uint32(w.ix.length), !sealed
-	d.chunks[w.id] = s
+	d.setState(w.id, s)
 	over = d.cache.put(w.id, h)
 }
 
@@ -321,7 +328,14 @@ func (d *Disk) removeState(id chunk.ID) {
 	if d.chunks[id].bad {
 		d.bad--
 	}
+	d.used -= uint64(d.chunks[id].length)
 	delete(d.chunks, id)
+}
+
+// setState notes what is known of a chunk; d.mu is held.
+func (d *Disk) setState(id chunk.ID, s state) {
+	d.used += uint64(s.length) - uint64(d.chunks[id].length)
+	d.chunks[id] = s
 }
 
 // Has says whether there is a copy of the chunk, good or bad.
@@ -365,13 +379,15 @@ type Report struct {
 	Bad    bool
 }
 
-// List returns all chunks, in no order.
+// List returns all chunks, in no order. Those of a disk that failed are all bad: what can still be read of them is good as ever, but
+// they have to be kept elsewhere from now on.
 func (d *Disk) List() []Report {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
+	failed := d.Err() != nil
 	all := make([]Report, 0, len(d.chunks))
 	for id, s := range d.chunks {
-		r := Report{ID: id, Length: uint64(s.length), Bad: s.bad}
+		r := Report{ID: id, Length: uint64(s.length), Bad: s.bad || failed}
 		if w := d.writers[id]; w != nil {
 			r.Length = w.Length()
 		}

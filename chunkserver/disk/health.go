@@ -18,10 +18,11 @@ type Stats struct {
 	// Filesystem names the file system that the directory lies on, see Space.
 	Filesystem string
 	Chunks     int
-	Bad        int // chunks known to be damaged
-	Foreign    int // files in the directory that are no chunks
-	Writers    int // chunks being written
-	Open       int // chunk files kept open for reading
+	Used       uint64 // bytes of chunks
+	Bad        int    // chunks known to be damaged
+	Foreign    int    // files in the directory that are no chunks
+	Writers    int    // chunks being written
+	Open       int    // chunk files kept open for reading
 	Err        error
 	// How long reads, and appends and syncs, took lately in the mean; 0 where there were none. While one is stuck for longer
 	// than that, how long it has been.
@@ -33,8 +34,12 @@ func (d *Disk) Stats() Stats {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	space, free := d.space.get()
+	used := d.used
+	for _, w := range d.writers {
+		used += w.Length()
+	}
 	return Stats{
-		UUID: d.uuid, Path: d.path, Capacity: space.Capacity, Free: free, Filesystem: space.Filesystem, Chunks: len(d.chunks), Bad: d.bad, Foreign: d.foreign,
+		UUID: d.uuid, Path: d.path, Capacity: space.Capacity, Free: free, Filesystem: space.Filesystem, Chunks: len(d.chunks), Used: used, Bad: d.bad, Foreign: d.foreign,
 		Writers: len(d.writers), Open: d.cache.len(), Err: d.Err(),
 		ReadTime: d.timings.mean(reading), WriteTime: d.timings.mean(writing),
 	}
@@ -64,7 +69,7 @@ func (d *Disk) markBad(id chunk.ID, of uint32, cause error) {
 	first := ok && !s.bad && s.file == of
 	if first {
 		s.bad = true
-		d.chunks[id] = s
+		d.setState(id, s)
 		d.bad++
 	}
 	d.mu.Unlock()
@@ -80,7 +85,7 @@ func (d *Disk) damaged(id chunk.ID, of uint32, err error) error {
 	if lacking(err) {
 		return fmt.Errorf("chunk %v: %w", id, err)
 	}
-	d.ioFailed(err)
+	d.readFailed(id, err)
 	if !errors.Is(err, ErrCorrupt) {
 		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -94,15 +99,37 @@ func lacking(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM)
 }
 
+// maxReadErrors is how many reads a disk may fail, of different chunks, before it counts as failed: a sector that cannot be read is not
+// yet a disk that cannot be written.
+const maxReadErrors = 3
+
+// readFailed notes that a read failed with an error of the device. Each chunk is counted once: it is bad then.
+func (d *Disk) readFailed(id chunk.ID, err error) {
+	if deviceError(err) && !d.isBad(id) && d.readErrors.Add(1) >= maxReadErrors {
+		d.ioFailed(err)
+	}
+}
+
+func (d *Disk) isBad(id chunk.ID) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.chunks[id].bad
+}
+
 // ioFailed takes the disk out of use for new chunks if the error is one of the device.
 func (d *Disk) ioFailed(err error) {
-	if !errors.Is(err, syscall.EIO) && !errors.Is(err, syscall.EROFS) && !errors.Is(err, syscall.ENXIO) && !errors.Is(err, syscall.ENODEV) &&
-		!errors.Is(err, errCorrupted) {
+	if !deviceError(err) {
 		return
 	}
 	if d.failure.CompareAndSwap(nil, &err) {
-		d.log.Error("the disk fails; no more is written to it", "err", err)
+		d.log.Error("the disk fails; no more is written to it, and what it holds is made anew elsewhere", "err", err)
+		d.opts.OnFail(err)
 	}
+}
+
+func deviceError(err error) bool {
+	return errors.Is(err, syscall.EIO) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.ENXIO) || errors.Is(err, syscall.ENODEV) ||
+		errors.Is(err, errCorrupted)
 }
 
 // errCorrupted is EUCLEAN, how Linux file systems report that they are damaged themselves.

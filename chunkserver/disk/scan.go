@@ -59,7 +59,7 @@ func (d *Disk) scanDir(low int) error {
 			return err
 		}
 		d.mu.Lock()
-		d.chunks[id] = s
+		d.setState(id, s)
 		if s.bad {
 			d.bad++
 		}
@@ -156,7 +156,7 @@ func (d *Disk) sealRecovered(f File, id chunk.ID, l *loaded) bool {
 }
 
 func (d *Disk) badState(id chunk.ID, length uint64, err error) state {
-	d.ioFailed(err)
+	d.readFailed(id, err)
 	d.log.Error("a chunk file is damaged; it is kept, but has to be copied from another server", "chunk", id, "err", err)
 	return state{length: uint32(length), bad: true}
 }

@@ -159,7 +159,7 @@ func TestVerifyOthers(t *testing.T) {
 		t.Fatal("a whole chunk is reported")
 	}
 	fs.set(failing("read", syscall.EIO))
-	if err := d.Verify(t.Context(), 1, nil); !errors.Is(err, ErrCorrupt) || bad.Load() != 1 || d.Err() == nil {
+	if err := d.Verify(t.Context(), 1, nil); !errors.Is(err, ErrCorrupt) || bad.Load() != 1 || d.Err() != nil {
 		t.Errorf("%v, reported %d, the disk: %v", err, bad.Load(), d.Err())
 	}
 }
