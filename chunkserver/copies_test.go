@@ -302,10 +302,8 @@ func TestOrdersRepeated(t *testing.T) {
 		f.holdAll(id+1, copies2, data)
 		orders = append(orders, f.order(id+1, copies2, len(data), copies2, 0))
 	}
-	gate := make(chan struct{})
+	gate, open := newGate(t)
 	f.set(func(*pb.ReadRequest, []byte) error { <-gate; return nil })
-	open := sync.OnceFunc(func() { close(gate) })
-	defer open()
 	for range 10 {
 		m.order(t, s, &pb.HeartbeatReply{Copies: orders})
 	}
@@ -355,7 +353,8 @@ func TestDeletionAndCopy(t *testing.T) {
 		mustHold(t, s, 1, data)
 	}
 	f.holdAll(2, copies2, data)
-	begun, gate := make(chan struct{}, 10), make(chan struct{})
+	begun := make(chan struct{}, 10)
+	gate, open := newGate(t)
 	f.set(func(*pb.ReadRequest, []byte) error { begun <- struct{}{}; <-gate; return nil })
 	m.order(t, s, &pb.HeartbeatReply{Copies: []*pb.CopyOrder{f.order(2, copies2, len(data), copies2, 0)}})
 	<-begun
@@ -364,7 +363,7 @@ func TestDeletionAndCopy(t *testing.T) {
 		t.Errorf("%v", r)
 	}
 	m.until(t, "the deletion", func() bool { return m.deleted[2] == 1 })
-	close(gate)
+	open()
 	if s.store.find(2) != nil {
 		t.Error("a copy was kept whose deletion was ordered later")
 	}
@@ -390,7 +389,7 @@ func TestOldTerm(t *testing.T) {
 		t.Error("an older leader's copy is queued")
 	}
 
-	gate := make(chan struct{})
+	gate, open := newGate(t)
 	f.set(func(*pb.ReadRequest, []byte) error { <-gate; return nil })
 	var many []*pb.CopyOrder
 	for id := range chunk.ID(copiesAtOnce + 3) {
@@ -407,7 +406,7 @@ func TestOldTerm(t *testing.T) {
 	if q, _ := s.copies.count(); q != 0 || s.deletions.has(1) || s.orders.term != 7 {
 		t.Error("a stream that was given up is obeyed, or its orders stay")
 	}
-	close(gate)
+	open()
 	for _, o := range many[:copiesAtOnce] {
 		if r := m.result(t, o.Stored); r.Error != "" {
 			t.Errorf("%v", r)

@@ -20,6 +20,7 @@ type brokenFS struct {
 	disk.FS
 	dir    string
 	broken atomic.Bool
+	keeps  bool // it removes nothing either
 	free   map[string]uint64
 }
 
@@ -42,7 +43,7 @@ func (f *brokenFS) Create(path string) (disk.File, error) {
 }
 
 func (f *brokenFS) Remove(path string) error {
-	if err := f.fault(path); err != nil {
+	if err := f.fault(path); err != nil && f.keeps {
 		return err
 	}
 	return f.FS.Remove(path)
@@ -52,7 +53,7 @@ func (f *brokenFS) Remove(path string) error {
 // not get in its way, not even after a restart.
 func TestCopyLeavesBrokenDisk(t *testing.T) {
 	a, b := t.TempDir(), t.TempDir()
-	fs := &brokenFS{FS: disk.OS, dir: a, free: map[string]uint64{a: 300 << 30, b: 200 << 30}}
+	fs := &brokenFS{FS: disk.OS, dir: a, keeps: true, free: map[string]uint64{a: 300 << 30, b: 200 << 30}}
 	m := newMeta(t)
 	cfg := Config{Dirs: []string{a, b}, Meta: []string{m.srv.Address()}, fs: fs, ScrubRate: -1}
 	s := start(t, cfg)
