@@ -221,6 +221,30 @@ func TestRescueOfCode(t *testing.T) {
 	x.memoryGivenBack()
 }
 
+// TestReadersOfCode: a shard that was not acknowledged is none.
+func TestReadersOfCode(t *testing.T) {
+	x := newCodedFixture(t, 6, "ec=4+2")
+	x.servers[2].set(func(s *fakeServer) { s.down = true })
+	f := x.file()
+	mustWrite(t, f, pattern(50_000, 1), 0)
+	mustCommit(t, f, false)
+	c, w := onlyChunk(t, x.store.writer, f.inode), x.store.writer
+	eventually(t, "the server that is down is given up", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return c.live() == 5
+	})
+	w.mu.Lock()
+	readers := c.readers(c.committed)
+	w.mu.Unlock()
+	for shard, target := range x.meta.chunks[c.id].targets {
+		if down := target == 3; (readers[shard] == 0) != down || !down && uint32(readers[shard]) != target {
+			t.Errorf("shard %d was sent to server %d and is asked of %d", shard, target, readers[shard])
+		}
+	}
+	mustClose(t, f)
+}
+
 // TestPolicyChange: what is written after a change is stored as the new policy says, and all of it is read.
 func TestPolicyChange(t *testing.T) {
 	x := newCodedFixture(t, 9, "ec=4+2")
@@ -249,6 +273,12 @@ func TestPolicyChange(t *testing.T) {
 			}
 		}
 		f.mu.Unlock()
+		eventually(t, "the file writes to chunks of the new policy only", func() bool {
+			w := x.store.writer
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return f.own == nil || f.own.pool.policy() == l
+		})
 		checkContent(t, f, append(slices.Clone(want), p...))
 		want = append(want, p...)
 	}

@@ -32,9 +32,16 @@ func codeOf(t interface{ Fatal(...any) }, l chunk.Layout, b []byte) [][]byte {
 	return shards
 }
 
+// checkOften is rapid.Check for what takes little time.
+func checkOften(t *testing.T, prop func(*rapid.T)) {
+	for range 10 {
+		rapid.Check(t, prop)
+	}
+}
+
 // TestStripe: what targets are sent of a frame is its code, with checksums, and all memory comes back.
 func TestStripe(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	checkOften(t, func(t *rapid.T) {
 		l := drawLayout(t)
 		n := rapid.OneOf(rapid.IntRange(1, 9000), rapid.IntRange(1, chunk.MaxFrame), rapid.IntRange(chunk.MaxFrame-2, chunk.MaxFrame)).Draw(t, "bytes")
 		p := newBuffers(64<<20, nil)
