@@ -198,7 +198,7 @@ func (l *leader) initCluster() error {
 
 // own proposes a command of the leader itself. A Result with an errno is an error here.
 func (l *leader) own(op *pb.Op) (*pb.Result, error) {
-	res, err := l.s.node.Propose(l.ctx, &pb.Command{Version: namespace.CommandVersion, Time: time.Now().UnixNano(), Op: op})
+	res, err := l.s.node.Propose(l.ctx, &pb.Command{Version: namespace.VersionOf(op), Time: time.Now().UnixNano(), Op: op})
 	if err != nil {
 		return nil, err
 	}

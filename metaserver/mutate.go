@@ -279,7 +279,7 @@ func (m *mutation) propose(ctx context.Context) (*pb.Result, error) {
 		return m.over(ctx, nil, s.notLeader())
 	}
 	p, err := s.node.Start(ctx, &pb.Command{
-		Version: namespace.CommandVersion, Time: time.Now().UnixNano(),
+		Version: namespace.VersionOf(m.op), Time: time.Now().UnixNano(),
 		Session: req.Session, Sequence: req.Sequence, Unanswered: req.Unanswered, Cred: req.Cred, Op: m.op,
 	})
 	if err != nil {

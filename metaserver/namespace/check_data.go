@@ -43,7 +43,8 @@ func (c *checker) readServerUUIDs() {
 		switch {
 		case err != nil:
 		case s == nil:
-			// Its number must not be forgotten: it has data under it, and is registered again when it starts.
+			// Its number must not be forgotten: it has data under it, and is registered again when it starts. So it counts.
+			c.have.servers++
 			c.report("server %d has a uuid, %x, but is not registered; start it again if it still exists", id, k)
 		case string(s.UUID) != string(k):
 			c.broken(stageIndexes, indexFix(bServerUUID, k, uint64(id)), "uuid %x leads to server %d, which has another", k, id)

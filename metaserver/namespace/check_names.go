@@ -289,6 +289,9 @@ func (c *checker) attach(in *inodeFacts, instead []byte) *pb.StateFix {
 	fix := &pb.StateFix{Kind: pb.StateFix_ATTACH, Id: in.num, Links: 1, Key: instead}
 	if in.isDir() {
 		fix.Links = 2 + uint64(in.subdirs)
+		if instead != nil && in.namedIn == in.num {
+			fix.Links-- // it is one of its own subdirectories
+		}
 	}
 	if rec, err := getInode(c.r, in.num); err == nil {
 		fix.Seen = rec.version
