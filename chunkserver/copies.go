@@ -150,7 +150,7 @@ func (c *copies) stop(ids []chunk.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.results = slices.DeleteFunc(c.results, func(r *pb.CopyResult) bool {
-		gone := slices.Contains(ids, chunk.ID(r.Stored))
+		gone := r.Error == "" && slices.Contains(ids, chunk.ID(r.Stored))
 		if gone {
 			delete(c.known, chunk.ID(r.Stored))
 		}

@@ -249,7 +249,10 @@ func (s *Server) present(ctx context.Context, id chunk.ID, length uint64) (bool,
 		return false, nil
 	}
 	err := d.Verify(ctx, id, nil)
-	if errors.Is(err, disk.ErrCorrupt) || errors.Is(err, disk.ErrNotFound) {
+	switch {
+	case errors.Is(err, disk.ErrCorrupt) && s.store.good(id):
+		return s.present(ctx, id, length) // on another disk
+	case errors.Is(err, disk.ErrCorrupt) || errors.Is(err, disk.ErrNotFound):
 		return false, nil
 	}
 	return err == nil, err

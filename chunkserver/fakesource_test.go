@@ -189,6 +189,14 @@ func mustCopy(t *testing.T, m *fakeMeta, s *running, o *pb.CopyOrder) uint64 {
 	return r.Bytes
 }
 
+// newGate makes a channel that open closes; at the latest that happens at the end of the test.
+func newGate(t *testing.T) (gate chan struct{}, open func()) {
+	gate = make(chan struct{})
+	open = sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open)
+	return gate, open
+}
+
 // relay passes connections on to an address, so that what is in this process is reached over the network.
 func relay(t *testing.T, to string) string {
 	t.Helper()

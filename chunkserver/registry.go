@@ -226,6 +226,8 @@ func (b *beater) run(ctx context.Context, addr string) error {
 			err = b.send(s.heartbeat())
 		case <-b.inventory:
 			err = b.sendInventory()
+		case <-s.relist:
+			err = b.sendInventory()
 		case err := <-b.ended:
 			return err
 		case <-ctx.Done():
@@ -265,7 +267,7 @@ func (b *beater) sendInventory() error {
 // heartbeat says how the server is, and what it has found and done since the last one.
 func (s *Server) heartbeat() *pb.HeartbeatRequest {
 	return &pb.HeartbeatRequest{
-		Disks: s.store.infos(), Deleted: s.deletions.report(), Corrupt: s.takeCorrupt(), Copied: s.copies.report(),
+		Disks: s.store.infos(), Deleted: s.deletions.report(), Corrupt: s.takeCorrupt(), Copied: s.copies.report(), Scrub: s.scrubs.progress(),
 		BytesRead: s.metrics.bytesRead.Load(), BytesWritten: s.metrics.bytesWritten.Load(),
 	}
 }

@@ -34,6 +34,8 @@ type Config struct {
 
 	// Raft's election timeout and the interval of its heartbeats follow from this; 500 ms.
 	HeartbeatTimeout time.Duration
+	roomOf           func(dir string) (room, error) // asks the file system; tests answer themselves
+
 	// How long no leader may be known before Health complains; 15 s.
 	LeaderlessAfter time.Duration
 }
@@ -71,6 +73,9 @@ func (c Config) withDefaults() (Config, error) {
 	c.LeaderlessAfter = orDefault(c.LeaderlessAfter, defaultLeaderlessAfter)
 	if c.RepairRate == 0 {
 		c.RepairRate = defaultRepairRate
+	}
+	if c.roomOf == nil {
+		c.roomOf = roomOf
 	}
 	if c.Replicas <= 0 {
 		c.Replicas = defaultReplicas

@@ -40,10 +40,11 @@ type leader struct {
 	end   context.CancelFunc
 	done  chan struct{}
 
-	table   *lease.Table
-	live    *liveness.Tracker
-	repair  *repair.Engine
-	horizon horizon
+	table    *lease.Table
+	live     *liveness.Tracker
+	repair   *repair.Engine
+	horizon  horizon
+	checking sync.Mutex // held by the one check of the cluster that may run
 
 	mu    sync.Mutex
 	beats map[chunk.ServerID]*heartbeats // the stream of each chunk server
@@ -197,7 +198,7 @@ func (l *leader) initCluster() error {
 
 // own proposes a command of the leader itself. A Result with an errno is an error here.
 func (l *leader) own(op *pb.Op) (*pb.Result, error) {
-	res, err := l.s.node.Propose(l.ctx, &pb.Command{Version: namespace.CommandVersion, Time: time.Now().UnixNano(), Op: op})
+	res, err := l.s.node.Propose(l.ctx, &pb.Command{Version: namespace.VersionOf(op), Time: time.Now().UnixNano(), Op: op})
 	if err != nil {
 		return nil, err
 	}
@@ -367,6 +368,7 @@ func (l *leader) applied(cmd *pb.Command, res *pb.Result) {
 		l.repair.Changed()
 	case *pb.Op_RemoveServer:
 		l.live.Remove(chunk.ServerID(op.RemoveServer.Server))
+		l.cutOff(chunk.ServerID(op.RemoveServer.Server))
 		l.repair.Changed()
 	}
 }

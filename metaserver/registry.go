@@ -141,6 +141,15 @@ func (l *leader) attach(h *heartbeats) {
 	l.beats[h.id] = h
 }
 
+// cutOff ends the stream of a server that was removed: when it registers again it is told so.
+func (l *leader) cutOff(id chunk.ServerID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h := l.beats[id]; h != nil {
+		h.once.Do(func() { close(h.gone) })
+	}
+}
+
 func (l *leader) detach(h *heartbeats) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

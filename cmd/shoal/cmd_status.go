@@ -89,7 +89,7 @@ type redundancy struct {
 	ETASeconds     uint64 `json:"eta_seconds"` // 0: not known
 	HeldBack       string `json:"held_back"`
 	Drains         uint64 `json:"drains"`    // shards on servers that are being drained
-	Misplaced      uint64 `json:"misplaced"` // shards
+	Misplaced      uint64 `json:"misplaced"` // what rebalancing would move
 }
 
 func statusToJSON(st *pb.StatusReply) jsonStatus {

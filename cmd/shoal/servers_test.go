@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/shoalfs/shoalfs/client"
 	"github.com/shoalfs/shoalfs/internal/fserr"
 	"github.com/shoalfs/shoalfs/internal/metafake"
 	"github.com/shoalfs/shoalfs/internal/rpc"
@@ -202,12 +201,5 @@ func TestMetaserverTooOld(t *testing.T) {
 		if r.status != exitFailed || !strings.Contains(r.err, "the metaserver does not know how to; its shoal is older than this one") || strings.Contains(r.err, "rpc") {
 			t.Errorf("%s: %d %q", args, r.status, r.err)
 		}
-	}
-}
-
-// Below a root directory with a policy of its own the default is not known.
-func TestPolicyNotKnown(t *testing.T) {
-	if got := policyString(client.Policy{}); !strings.Contains(got, "does not tell") {
-		t.Errorf("%q", got)
 	}
 }

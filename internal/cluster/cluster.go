@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -165,12 +166,19 @@ func (c *Cluster) Start(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := c.leaveRemoved(ctx); err != nil {
+		return err
+	}
 	for i, s := range c.chunks { // one after the other, so that the server of a new chunk-N gets the id N
+		if s == nil {
+			continue
+		}
 		c.chunkRuns.Go(func() { c.ended(chunkCtx, partName("chunk", i), s.Run(chunkCtx)) })
 		if err := c.await(ctx, partName("chunk", i), s.Ready()); err != nil {
 			return err
 		}
 	}
+	c.chunks = slices.DeleteFunc(c.chunks, func(s *chunkserver.Server) bool { return s == nil })
 	close(c.ready)
 	return nil
 }
@@ -228,7 +236,7 @@ func (c *Cluster) Address() string {
 	return out
 }
 
-// Metaservers and Chunkservers are how many of each run.
+// Metaservers and Chunkservers are how many of each run. Before Start, chunk servers that were removed from the cluster count.
 func (c *Cluster) Metaservers() int  { return len(c.metas) }
 func (c *Cluster) Chunkservers() int { return len(c.chunks) }
 
@@ -277,7 +285,9 @@ func (c *Cluster) Close() error {
 		c.stopChunks()
 		c.chunkRuns.Wait()
 		for _, s := range c.chunks {
-			errs = append(errs, s.Close())
+			if s != nil { // else it was removed from the cluster
+				errs = append(errs, s.Close())
+			}
 		}
 		c.stopMetas()
 		c.metaRuns.Wait()

@@ -126,7 +126,7 @@ func (e *Engine) survey(ctx context.Context, now time.Time) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.queue, e.found = v.queue, v.out
+	e.queue, e.found, e.blocked = v.queue, v.out, blocked{}
 	for _, m := range v.moves {
 		e.adopt(m, now)
 	}

@@ -75,6 +75,161 @@ func (ManageServerRequest_Action) EnumDescriptor() ([]byte, []int) {
 	return file_shoalpb_meta_proto_rawDescGZIP(), []int{0, 0}
 }
 
+type StateFix_Kind int32
+
+const (
+	StateFix_NONE    StateFix_Kind = 0
+	StateFix_ADD     StateFix_Kind = 1  // `delta` to the sum `sum` of `id`
+	StateFix_NEXT    StateFix_Kind = 2  // the number in `key` of `bucket` was given out
+	StateFix_INODE   StateFix_Kind = 3  // in the record of inode `id` some fields follow from others
+	StateFix_PARENT  StateFix_Kind = 4  // directory `id` has its name in dentry `key`
+	StateFix_CHUNK   StateFix_Kind = 5  // chunk `id` has moves that cannot be, or an owner that does not exist
+	StateFix_GARBAGE StateFix_Kind = 6  // chunk `id` is not needed
+	StateFix_INDEX   StateFix_Kind = 7  // record `key` of `bucket` follows from others: it has to be there, or not. That of an uuid or a nonce leads to `id`
+	StateFix_NAME    StateFix_Kind = 8  // dentry `key` goes if its inode does not exist, and has that inode's type else
+	StateFix_REMAKE  StateFix_Kind = 9  // inode `id` does not exist, but has entries or extents; `key`: the dentry that leads to it
+	StateFix_ATTACH  StateFix_Kind = 10 // inode `id`, unchanged since log index `seen`, gets a name in /lost+found, in place of dentry `key` if that is set
+)
+
+// Enum value maps for StateFix_Kind.
+var (
+	StateFix_Kind_name = map[int32]string{
+		0:  "NONE",
+		1:  "ADD",
+		2:  "NEXT",
+		3:  "INODE",
+		4:  "PARENT",
+		5:  "CHUNK",
+		6:  "GARBAGE",
+		7:  "INDEX",
+		8:  "NAME",
+		9:  "REMAKE",
+		10: "ATTACH",
+	}
+	StateFix_Kind_value = map[string]int32{
+		"NONE":    0,
+		"ADD":     1,
+		"NEXT":    2,
+		"INODE":   3,
+		"PARENT":  4,
+		"CHUNK":   5,
+		"GARBAGE": 6,
+		"INDEX":   7,
+		"NAME":    8,
+		"REMAKE":  9,
+		"ATTACH":  10,
+	}
+)
+
+func (x StateFix_Kind) Enum() *StateFix_Kind {
+	p := new(StateFix_Kind)
+	*p = x
+	return p
+}
+
+func (x StateFix_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StateFix_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_shoalpb_meta_proto_enumTypes[1].Descriptor()
+}
+
+func (StateFix_Kind) Type() protoreflect.EnumType {
+	return &file_shoalpb_meta_proto_enumTypes[1]
+}
+
+func (x StateFix_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StateFix_Kind.Descriptor instead.
+func (StateFix_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39, 0}
+}
+
+type StateFix_Sum int32
+
+const (
+	StateFix_NO_SUM       StateFix_Sum = 0
+	StateFix_INODES       StateFix_Sum = 1 // of the whole state
+	StateFix_CHUNKS       StateFix_Sum = 2
+	StateFix_LIVE_BYTES   StateFix_Sum = 3
+	StateFix_INLINE_BYTES StateFix_Sum = 4
+	StateFix_DELETIONS    StateFix_Sum = 5
+	StateFix_SESSIONS     StateFix_Sum = 6
+	StateFix_SERVERS      StateFix_Sum = 7
+	StateFix_NLINK        StateFix_Sum = 8 // of inode `id`
+	StateFix_ENTRIES      StateFix_Sum = 9
+	StateFix_ALLOCATED    StateFix_Sum = 10
+	StateFix_XATTR_BYTES  StateFix_Sum = 11
+	StateFix_CHUNK_LIVE   StateFix_Sum = 12 // of chunk `id`
+	StateFix_OWNED        StateFix_Sum = 13 // of session `id`
+)
+
+// Enum value maps for StateFix_Sum.
+var (
+	StateFix_Sum_name = map[int32]string{
+		0:  "NO_SUM",
+		1:  "INODES",
+		2:  "CHUNKS",
+		3:  "LIVE_BYTES",
+		4:  "INLINE_BYTES",
+		5:  "DELETIONS",
+		6:  "SESSIONS",
+		7:  "SERVERS",
+		8:  "NLINK",
+		9:  "ENTRIES",
+		10: "ALLOCATED",
+		11: "XATTR_BYTES",
+		12: "CHUNK_LIVE",
+		13: "OWNED",
+	}
+	StateFix_Sum_value = map[string]int32{
+		"NO_SUM":       0,
+		"INODES":       1,
+		"CHUNKS":       2,
+		"LIVE_BYTES":   3,
+		"INLINE_BYTES": 4,
+		"DELETIONS":    5,
+		"SESSIONS":     6,
+		"SERVERS":      7,
+		"NLINK":        8,
+		"ENTRIES":      9,
+		"ALLOCATED":    10,
+		"XATTR_BYTES":  11,
+		"CHUNK_LIVE":   12,
+		"OWNED":        13,
+	}
+)
+
+func (x StateFix_Sum) Enum() *StateFix_Sum {
+	p := new(StateFix_Sum)
+	*p = x
+	return p
+}
+
+func (x StateFix_Sum) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StateFix_Sum) Descriptor() protoreflect.EnumDescriptor {
+	return file_shoalpb_meta_proto_enumTypes[2].Descriptor()
+}
+
+func (StateFix_Sum) Type() protoreflect.EnumType {
+	return &file_shoalpb_meta_proto_enumTypes[2]
+}
+
+func (x StateFix_Sum) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StateFix_Sum.Descriptor instead.
+func (StateFix_Sum) EnumDescriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39, 1}
+}
+
 type ManageServerRequest struct {
 	state         protoimpl.MessageState     `protogen:"open.v1"`
 	Server        uint32                     `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -583,6 +738,7 @@ type Op struct {
 	//	*Op_LoseShards
 	//	*Op_SetServer
 	//	*Op_RemoveServer
+	//	*Op_RepairState
 	//	*Op_StartRewrite
 	//	*Op_FinishRewrite
 	//	*Op_DropRewrites
@@ -835,6 +991,15 @@ func (x *Op) GetRemoveServer() *RemoveServer {
 	return nil
 }
 
+func (x *Op) GetRepairState() *RepairState {
+	if x != nil {
+		if x, ok := x.Op.(*Op_RepairState); ok {
+			return x.RepairState
+		}
+	}
+	return nil
+}
+
 func (x *Op) GetStartRewrite() *StartRewrite {
 	if x != nil {
 		if x, ok := x.Op.(*Op_StartRewrite); ok {
@@ -959,6 +1124,10 @@ type Op_RemoveServer struct {
 	RemoveServer *RemoveServer `protobuf:"bytes,28,opt,name=remove_server,json=removeServer,proto3,oneof"`
 }
 
+type Op_RepairState struct {
+	RepairState *RepairState `protobuf:"bytes,29,opt,name=repair_state,json=repairState,proto3,oneof"`
+}
+
 type Op_StartRewrite struct {
 	StartRewrite *StartRewrite `protobuf:"bytes,40,opt,name=start_rewrite,json=startRewrite,proto3,oneof"`
 }
@@ -1016,6 +1185,8 @@ func (*Op_LoseShards) isOp_Op() {}
 func (*Op_SetServer) isOp_Op() {}
 
 func (*Op_RemoveServer) isOp_Op() {}
+
+func (*Op_RepairState) isOp_Op() {}
 
 func (*Op_StartRewrite) isOp_Op() {}
 
@@ -2893,7 +3064,7 @@ func (x *FinishMoves) GetFailed() []*Move {
 }
 
 // LoseShards records that what a server holds under these stored ids is damaged or missing. It stays where it is until the
-// shard was made anew. What a chunk could not be read without stays as it is.
+// shard was made anew: it may be all that is left.
 type LoseShards struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -3052,6 +3223,186 @@ func (x *RemoveServer) GetServer() uint32 {
 	return 0
 }
 
+// RepairState puts right what a check of the state found, as far as it follows from the rest of the state. EINVAL, and nothing is
+// changed: the state was repaired since it was checked. Commands with this operation have version 2.
+type RepairState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checked       uint64                 `protobuf:"varint,1,opt,name=checked,proto3" json:"checked,omitempty"` // log index of the state that was checked
+	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`     // log index of the command that repaired another part of what that check found; 0: this is the first
+	Fixes         []*StateFix            `protobuf:"bytes,3,rep,name=fixes,proto3" json:"fixes,omitempty"`      // at most 1024
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairState) Reset() {
+	*x = RepairState{}
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairState) ProtoMessage() {}
+
+func (x *RepairState) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairState.ProtoReflect.Descriptor instead.
+func (*RepairState) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *RepairState) GetChecked() uint64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *RepairState) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *RepairState) GetFixes() []*StateFix {
+	if x != nil {
+		return x.Fixes
+	}
+	return nil
+}
+
+// StateFix is something to be put right. Each is looked at again when it is applied, and left out where the state does not need
+// or allow it (any more).
+type StateFix struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          StateFix_Kind          `protobuf:"varint,1,opt,name=kind,proto3,enum=shoal.v1.StateFix_Kind" json:"kind,omitempty"`
+	Bucket        uint32                 `protobuf:"varint,2,opt,name=bucket,proto3" json:"bucket,omitempty"` // number
+	Key           []byte                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	Id            uint64                 `protobuf:"fixed64,4,opt,name=id,proto3" json:"id,omitempty"`
+	Sum           StateFix_Sum           `protobuf:"varint,5,opt,name=sum,proto3,enum=shoal.v1.StateFix_Sum" json:"sum,omitempty"`
+	Delta         int64                  `protobuf:"zigzag64,6,opt,name=delta,proto3" json:"delta,omitempty"`
+	Seen          uint64                 `protobuf:"varint,7,opt,name=seen,proto3" json:"seen,omitempty"`            // ADD: what was recorded
+	Links         uint64                 `protobuf:"varint,8,opt,name=links,proto3" json:"links,omitempty"`          // REMAKE, ATTACH: the inode has so many afterwards
+	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`            // REMAKE
+	Allocated     uint64                 `protobuf:"varint,10,opt,name=allocated,proto3" json:"allocated,omitempty"` // REMAKE
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateFix) Reset() {
+	*x = StateFix{}
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateFix) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateFix) ProtoMessage() {}
+
+func (x *StateFix) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateFix.ProtoReflect.Descriptor instead.
+func (*StateFix) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *StateFix) GetKind() StateFix_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return StateFix_NONE
+}
+
+func (x *StateFix) GetBucket() uint32 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *StateFix) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *StateFix) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *StateFix) GetSum() StateFix_Sum {
+	if x != nil {
+		return x.Sum
+	}
+	return StateFix_NO_SUM
+}
+
+func (x *StateFix) GetDelta() int64 {
+	if x != nil {
+		return x.Delta
+	}
+	return 0
+}
+
+func (x *StateFix) GetSeen() uint64 {
+	if x != nil {
+		return x.Seen
+	}
+	return 0
+}
+
+func (x *StateFix) GetLinks() uint64 {
+	if x != nil {
+		return x.Links
+	}
+	return 0
+}
+
+func (x *StateFix) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *StateFix) GetAllocated() uint64 {
+	if x != nil {
+		return x.Allocated
+	}
+	return 0
+}
+
 // StartRewrite takes a new chunk that the leader itself has made out of bytes of others. EAGAIN: too few servers are fit to be
 // written to, or too many such chunks are being made.
 type StartRewrite struct {
@@ -3064,7 +3415,7 @@ type StartRewrite struct {
 
 func (x *StartRewrite) Reset() {
 	*x = StartRewrite{}
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3076,7 +3427,7 @@ func (x *StartRewrite) String() string {
 func (*StartRewrite) ProtoMessage() {}
 
 func (x *StartRewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3089,7 +3440,7 @@ func (x *StartRewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRewrite.ProtoReflect.Descriptor instead.
 func (*StartRewrite) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StartRewrite) GetLayout() *Layout {
@@ -3124,7 +3475,7 @@ type FinishRewrite struct {
 
 func (x *FinishRewrite) Reset() {
 	*x = FinishRewrite{}
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3136,7 +3487,7 @@ func (x *FinishRewrite) String() string {
 func (*FinishRewrite) ProtoMessage() {}
 
 func (x *FinishRewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3149,7 +3500,7 @@ func (x *FinishRewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRewrite.ProtoReflect.Descriptor instead.
 func (*FinishRewrite) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FinishRewrite) GetChunk() uint64 {
@@ -3205,7 +3556,7 @@ type RewriteRange struct {
 
 func (x *RewriteRange) Reset() {
 	*x = RewriteRange{}
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3217,7 +3568,7 @@ func (x *RewriteRange) String() string {
 func (*RewriteRange) ProtoMessage() {}
 
 func (x *RewriteRange) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3230,7 +3581,7 @@ func (x *RewriteRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewriteRange.ProtoReflect.Descriptor instead.
 func (*RewriteRange) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RewriteRange) GetChunk() uint64 {
@@ -3264,7 +3615,7 @@ type FileBlock struct {
 
 func (x *FileBlock) Reset() {
 	*x = FileBlock{}
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +3627,7 @@ func (x *FileBlock) String() string {
 func (*FileBlock) ProtoMessage() {}
 
 func (x *FileBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +3640,7 @@ func (x *FileBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileBlock.ProtoReflect.Descriptor instead.
 func (*FileBlock) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FileBlock) GetInode() uint64 {
@@ -3316,7 +3667,7 @@ type DropRewrites struct {
 
 func (x *DropRewrites) Reset() {
 	*x = DropRewrites{}
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3328,7 +3679,7 @@ func (x *DropRewrites) String() string {
 func (*DropRewrites) ProtoMessage() {}
 
 func (x *DropRewrites) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3341,7 +3692,7 @@ func (x *DropRewrites) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropRewrites.ProtoReflect.Descriptor instead.
 func (*DropRewrites) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DropRewrites) GetChunks() []uint64 {
@@ -3367,7 +3718,7 @@ type SessionPing struct {
 
 func (x *SessionPing) Reset() {
 	*x = SessionPing{}
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3379,7 +3730,7 @@ func (x *SessionPing) String() string {
 func (*SessionPing) ProtoMessage() {}
 
 func (x *SessionPing) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3392,7 +3743,7 @@ func (x *SessionPing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPing.ProtoReflect.Descriptor instead.
 func (*SessionPing) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SessionPing) GetSession() uint64 {
@@ -3440,7 +3791,7 @@ type RevokeAck struct {
 
 func (x *RevokeAck) Reset() {
 	*x = RevokeAck{}
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3452,7 +3803,7 @@ func (x *RevokeAck) String() string {
 func (*RevokeAck) ProtoMessage() {}
 
 func (x *RevokeAck) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3465,7 +3816,7 @@ func (x *RevokeAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAck.ProtoReflect.Descriptor instead.
 func (*RevokeAck) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RevokeAck) GetRevoke() uint64 {
@@ -3496,7 +3847,7 @@ type SessionPush struct {
 
 func (x *SessionPush) Reset() {
 	*x = SessionPush{}
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3508,7 +3859,7 @@ func (x *SessionPush) String() string {
 func (*SessionPush) ProtoMessage() {}
 
 func (x *SessionPush) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3521,7 +3872,7 @@ func (x *SessionPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPush.ProtoReflect.Descriptor instead.
 func (*SessionPush) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SessionPush) GetPong() uint64 {
@@ -3576,7 +3927,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3588,7 +3939,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3601,7 +3952,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Revoke) GetId() uint64 {
@@ -3628,7 +3979,7 @@ type ReadContext struct {
 
 func (x *ReadContext) Reset() {
 	*x = ReadContext{}
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3640,7 +3991,7 @@ func (x *ReadContext) String() string {
 func (*ReadContext) ProtoMessage() {}
 
 func (x *ReadContext) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3653,7 +4004,7 @@ func (x *ReadContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContext.ProtoReflect.Descriptor instead.
 func (*ReadContext) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ReadContext) GetSession() uint64 {
@@ -3681,7 +4032,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3693,7 +4044,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3706,7 +4057,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LookupRequest) GetCtx() *ReadContext {
@@ -3743,7 +4094,7 @@ type LookupReply struct {
 
 func (x *LookupReply) Reset() {
 	*x = LookupReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3755,7 +4106,7 @@ func (x *LookupReply) String() string {
 func (*LookupReply) ProtoMessage() {}
 
 func (x *LookupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3768,7 +4119,7 @@ func (x *LookupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupReply.ProtoReflect.Descriptor instead.
 func (*LookupReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *LookupReply) GetAttr() *Attr {
@@ -3816,7 +4167,7 @@ type GetAttrRequest struct {
 
 func (x *GetAttrRequest) Reset() {
 	*x = GetAttrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3828,7 +4179,7 @@ func (x *GetAttrRequest) String() string {
 func (*GetAttrRequest) ProtoMessage() {}
 
 func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3841,7 +4192,7 @@ func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrRequest.ProtoReflect.Descriptor instead.
 func (*GetAttrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetAttrRequest) GetCtx() *ReadContext {
@@ -3869,7 +4220,7 @@ type GetAttrReply struct {
 
 func (x *GetAttrReply) Reset() {
 	*x = GetAttrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3881,7 +4232,7 @@ func (x *GetAttrReply) String() string {
 func (*GetAttrReply) ProtoMessage() {}
 
 func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3894,7 +4245,7 @@ func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrReply.ProtoReflect.Descriptor instead.
 func (*GetAttrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetAttrReply) GetAttr() *Attr {
@@ -3929,7 +4280,7 @@ type OpenRequest struct {
 
 func (x *OpenRequest) Reset() {
 	*x = OpenRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3941,7 +4292,7 @@ func (x *OpenRequest) String() string {
 func (*OpenRequest) ProtoMessage() {}
 
 func (x *OpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3954,7 +4305,7 @@ func (x *OpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
 func (*OpenRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *OpenRequest) GetCtx() *ReadContext {
@@ -3990,7 +4341,7 @@ type ExtentsRequest struct {
 
 func (x *ExtentsRequest) Reset() {
 	*x = ExtentsRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4002,7 +4353,7 @@ func (x *ExtentsRequest) String() string {
 func (*ExtentsRequest) ProtoMessage() {}
 
 func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4015,7 +4366,7 @@ func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsRequest.ProtoReflect.Descriptor instead.
 func (*ExtentsRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExtentsRequest) GetCtx() *ReadContext {
@@ -4061,7 +4412,7 @@ type ExtentsReply struct {
 
 func (x *ExtentsReply) Reset() {
 	*x = ExtentsReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4073,7 +4424,7 @@ func (x *ExtentsReply) String() string {
 func (*ExtentsReply) ProtoMessage() {}
 
 func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4086,7 +4437,7 @@ func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsReply.ProtoReflect.Descriptor instead.
 func (*ExtentsReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExtentsReply) GetAttr() *Attr {
@@ -4150,7 +4501,7 @@ type ReadDirRequest struct {
 
 func (x *ReadDirRequest) Reset() {
 	*x = ReadDirRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4162,7 +4513,7 @@ func (x *ReadDirRequest) String() string {
 func (*ReadDirRequest) ProtoMessage() {}
 
 func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4175,7 +4526,7 @@ func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirRequest.ProtoReflect.Descriptor instead.
 func (*ReadDirRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ReadDirRequest) GetCtx() *ReadContext {
@@ -4219,7 +4570,7 @@ type ReadDirReply struct {
 
 func (x *ReadDirReply) Reset() {
 	*x = ReadDirReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4231,7 +4582,7 @@ func (x *ReadDirReply) String() string {
 func (*ReadDirReply) ProtoMessage() {}
 
 func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4244,7 +4595,7 @@ func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirReply.ProtoReflect.Descriptor instead.
 func (*ReadDirReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ReadDirReply) GetEntries() []*Dirent {
@@ -4293,7 +4644,7 @@ type Dirent struct {
 
 func (x *Dirent) Reset() {
 	*x = Dirent{}
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4305,7 +4656,7 @@ func (x *Dirent) String() string {
 func (*Dirent) ProtoMessage() {}
 
 func (x *Dirent) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4318,7 +4669,7 @@ func (x *Dirent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dirent.ProtoReflect.Descriptor instead.
 func (*Dirent) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Dirent) GetName() []byte {
@@ -4353,7 +4704,7 @@ type GetXattrRequest struct {
 
 func (x *GetXattrRequest) Reset() {
 	*x = GetXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4365,7 +4716,7 @@ func (x *GetXattrRequest) String() string {
 func (*GetXattrRequest) ProtoMessage() {}
 
 func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4378,7 +4729,7 @@ func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrRequest.ProtoReflect.Descriptor instead.
 func (*GetXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetXattrRequest) GetCtx() *ReadContext {
@@ -4411,7 +4762,7 @@ type GetXattrReply struct {
 
 func (x *GetXattrReply) Reset() {
 	*x = GetXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4423,7 +4774,7 @@ func (x *GetXattrReply) String() string {
 func (*GetXattrReply) ProtoMessage() {}
 
 func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4436,7 +4787,7 @@ func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrReply.ProtoReflect.Descriptor instead.
 func (*GetXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetXattrReply) GetValue() []byte {
@@ -4456,7 +4807,7 @@ type ListXattrRequest struct {
 
 func (x *ListXattrRequest) Reset() {
 	*x = ListXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4468,7 +4819,7 @@ func (x *ListXattrRequest) String() string {
 func (*ListXattrRequest) ProtoMessage() {}
 
 func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4481,7 +4832,7 @@ func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrRequest.ProtoReflect.Descriptor instead.
 func (*ListXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListXattrRequest) GetCtx() *ReadContext {
@@ -4507,7 +4858,7 @@ type ListXattrReply struct {
 
 func (x *ListXattrReply) Reset() {
 	*x = ListXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4519,7 +4870,7 @@ func (x *ListXattrReply) String() string {
 func (*ListXattrReply) ProtoMessage() {}
 
 func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4532,7 +4883,7 @@ func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrReply.ProtoReflect.Descriptor instead.
 func (*ListXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListXattrReply) GetNames() []string {
@@ -4550,7 +4901,7 @@ type StatFSRequest struct {
 
 func (x *StatFSRequest) Reset() {
 	*x = StatFSRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4562,7 +4913,7 @@ func (x *StatFSRequest) String() string {
 func (*StatFSRequest) ProtoMessage() {}
 
 func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4575,7 +4926,7 @@ func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSRequest.ProtoReflect.Descriptor instead.
 func (*StatFSRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
 }
 
 type StatFSReply struct {
@@ -4591,7 +4942,7 @@ type StatFSReply struct {
 
 func (x *StatFSReply) Reset() {
 	*x = StatFSReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4603,7 +4954,7 @@ func (x *StatFSReply) String() string {
 func (*StatFSReply) ProtoMessage() {}
 
 func (x *StatFSReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4616,7 +4967,7 @@ func (x *StatFSReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSReply.ProtoReflect.Descriptor instead.
 func (*StatFSReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *StatFSReply) GetCapacity() uint64 {
@@ -4662,7 +5013,7 @@ type ServersRequest struct {
 
 func (x *ServersRequest) Reset() {
 	*x = ServersRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4674,7 +5025,7 @@ func (x *ServersRequest) String() string {
 func (*ServersRequest) ProtoMessage() {}
 
 func (x *ServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4687,7 +5038,7 @@ func (x *ServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersRequest.ProtoReflect.Descriptor instead.
 func (*ServersRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
 }
 
 type ServersReply struct {
@@ -4699,7 +5050,7 @@ type ServersReply struct {
 
 func (x *ServersReply) Reset() {
 	*x = ServersReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4711,7 +5062,7 @@ func (x *ServersReply) String() string {
 func (*ServersReply) ProtoMessage() {}
 
 func (x *ServersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4724,7 +5075,7 @@ func (x *ServersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersReply.ProtoReflect.Descriptor instead.
 func (*ServersReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ServersReply) GetServers() []*ServerInfo {
@@ -4742,7 +5093,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4754,7 +5105,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4767,7 +5118,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
 }
 
 type StatusReply struct {
@@ -4785,15 +5136,16 @@ type StatusReply struct {
 	Index         uint64                 `protobuf:"varint,11,opt,name=index,proto3" json:"index,omitempty"`         // applied log index
 	Mutations     uint64                 `protobuf:"varint,12,opt,name=mutations,proto3" json:"mutations,omitempty"` // since the leader's start
 	Reads         uint64                 `protobuf:"varint,13,opt,name=reads,proto3" json:"reads,omitempty"`
-	Layout        *Layout                `protobuf:"bytes,14,opt,name=layout,proto3" json:"layout,omitempty"`         // of new data under the root's policy
-	Redundancy    *Redundancy            `protobuf:"bytes,15,opt,name=redundancy,proto3" json:"redundancy,omitempty"` // from the leader only
+	Layout        *Layout                `protobuf:"bytes,14,opt,name=layout,proto3" json:"layout,omitempty"`                                    // of new data under the root's policy
+	Redundancy    *Redundancy            `protobuf:"bytes,15,opt,name=redundancy,proto3" json:"redundancy,omitempty"`                            // from the leader only
+	DefaultLayout *Layout                `protobuf:"bytes,16,opt,name=default_layout,json=defaultLayout,proto3" json:"default_layout,omitempty"` // of what has no policy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4805,7 +5157,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4818,7 +5170,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *StatusReply) GetCluster() string {
@@ -4926,6 +5278,13 @@ func (x *StatusReply) GetRedundancy() *Redundancy {
 	return nil
 }
 
+func (x *StatusReply) GetDefaultLayout() *Layout {
+	if x != nil {
+		return x.DefaultLayout
+	}
+	return nil
+}
+
 // Redundancy says how far from safe the data is. Shards on servers that are dead do not count.
 type Redundancy struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -4940,7 +5299,7 @@ type Redundancy struct {
 	EtaSeconds     uint64                 `protobuf:"varint,9,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`               // 0: not known
 	HeldBack       string                 `protobuf:"bytes,10,opt,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`                     // why repair does not go on, empty when it does
 	Drains         uint64                 `protobuf:"varint,11,opt,name=drains,proto3" json:"drains,omitempty"`                                        // shards on servers that are being drained
-	Misplaced      uint64                 `protobuf:"varint,12,opt,name=misplaced,proto3" json:"misplaced,omitempty"`                                  // shards that rebalancing would move
+	Misplaced      uint64                 `protobuf:"varint,12,opt,name=misplaced,proto3" json:"misplaced,omitempty"`                                  // bytes that are to move so that all servers are equally full
 	Summary        string                 `protobuf:"bytes,13,opt,name=summary,proto3" json:"summary,omitempty"`                                       // all of it in one line
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -4948,7 +5307,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4960,7 +5319,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4973,7 +5332,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Redundancy) GetKnown() bool {
@@ -5079,7 +5438,7 @@ type MetaMember struct {
 
 func (x *MetaMember) Reset() {
 	*x = MetaMember{}
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5091,7 +5450,7 @@ func (x *MetaMember) String() string {
 func (*MetaMember) ProtoMessage() {}
 
 func (x *MetaMember) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5104,7 +5463,7 @@ func (x *MetaMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaMember.ProtoReflect.Descriptor instead.
 func (*MetaMember) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *MetaMember) GetId() uint64 {
@@ -5147,7 +5506,7 @@ type ReportServerRequest struct {
 
 func (x *ReportServerRequest) Reset() {
 	*x = ReportServerRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5159,7 +5518,7 @@ func (x *ReportServerRequest) String() string {
 func (*ReportServerRequest) ProtoMessage() {}
 
 func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5172,7 +5531,7 @@ func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerRequest.ProtoReflect.Descriptor instead.
 func (*ReportServerRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ReportServerRequest) GetSession() uint64 {
@@ -5211,7 +5570,7 @@ type ReportServerReply struct {
 
 func (x *ReportServerReply) Reset() {
 	*x = ReportServerReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5223,7 +5582,7 @@ func (x *ReportServerReply) String() string {
 func (*ReportServerReply) ProtoMessage() {}
 
 func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5236,7 +5595,7 @@ func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerReply.ProtoReflect.Descriptor instead.
 func (*ReportServerReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
 }
 
 type RegisterRequest struct {
@@ -5252,7 +5611,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5264,7 +5623,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5277,7 +5636,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RegisterRequest) GetCluster() []byte {
@@ -5325,7 +5684,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5337,7 +5696,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5350,7 +5709,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RegisterReply) GetCluster() []byte {
@@ -5386,7 +5745,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5398,7 +5757,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5411,7 +5770,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *HeartbeatRequest) GetCluster() []byte {
@@ -5502,7 +5861,7 @@ type ChunkReport struct {
 
 func (x *ChunkReport) Reset() {
 	*x = ChunkReport{}
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5514,7 +5873,7 @@ func (x *ChunkReport) String() string {
 func (*ChunkReport) ProtoMessage() {}
 
 func (x *ChunkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5527,7 +5886,7 @@ func (x *ChunkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReport.ProtoReflect.Descriptor instead.
 func (*ChunkReport) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ChunkReport) GetId() uint64 {
@@ -5566,7 +5925,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[76]
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5578,7 +5937,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[76]
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5591,7 +5950,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{76}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *HeartbeatReply) GetDelete() []uint64 {
@@ -5661,7 +6020,7 @@ type CopyOrder struct {
 
 func (x *CopyOrder) Reset() {
 	*x = CopyOrder{}
-	mi := &file_shoalpb_meta_proto_msgTypes[77]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5673,7 +6032,7 @@ func (x *CopyOrder) String() string {
 func (*CopyOrder) ProtoMessage() {}
 
 func (x *CopyOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[77]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5686,7 +6045,7 @@ func (x *CopyOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOrder.ProtoReflect.Descriptor instead.
 func (*CopyOrder) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{77}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *CopyOrder) GetStored() uint64 {
@@ -5756,7 +6115,7 @@ type SourceRange struct {
 
 func (x *SourceRange) Reset() {
 	*x = SourceRange{}
-	mi := &file_shoalpb_meta_proto_msgTypes[78]
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5768,7 +6127,7 @@ func (x *SourceRange) String() string {
 func (*SourceRange) ProtoMessage() {}
 
 func (x *SourceRange) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[78]
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5781,7 +6140,7 @@ func (x *SourceRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRange.ProtoReflect.Descriptor instead.
 func (*SourceRange) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{78}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SourceRange) GetSource() uint32 {
@@ -5816,7 +6175,7 @@ type CopyResult struct {
 
 func (x *CopyResult) Reset() {
 	*x = CopyResult{}
-	mi := &file_shoalpb_meta_proto_msgTypes[79]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5828,7 +6187,7 @@ func (x *CopyResult) String() string {
 func (*CopyResult) ProtoMessage() {}
 
 func (x *CopyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[79]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5841,7 +6200,7 @@ func (x *CopyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyResult.ProtoReflect.Descriptor instead.
 func (*CopyResult) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{79}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *CopyResult) GetStored() uint64 {
@@ -5879,7 +6238,7 @@ type ScrubProgress struct {
 
 func (x *ScrubProgress) Reset() {
 	*x = ScrubProgress{}
-	mi := &file_shoalpb_meta_proto_msgTypes[80]
+	mi := &file_shoalpb_meta_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5891,7 +6250,7 @@ func (x *ScrubProgress) String() string {
 func (*ScrubProgress) ProtoMessage() {}
 
 func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[80]
+	mi := &file_shoalpb_meta_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5904,7 +6263,7 @@ func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubProgress.ProtoReflect.Descriptor instead.
 func (*ScrubProgress) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{80}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ScrubProgress) GetPass() uint64 {
@@ -5952,7 +6311,7 @@ type PeerBytes struct {
 
 func (x *PeerBytes) Reset() {
 	*x = PeerBytes{}
-	mi := &file_shoalpb_meta_proto_msgTypes[81]
+	mi := &file_shoalpb_meta_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5964,7 +6323,7 @@ func (x *PeerBytes) String() string {
 func (*PeerBytes) ProtoMessage() {}
 
 func (x *PeerBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[81]
+	mi := &file_shoalpb_meta_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5977,7 +6336,7 @@ func (x *PeerBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerBytes.ProtoReflect.Descriptor instead.
 func (*PeerBytes) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{81}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *PeerBytes) GetData() []byte {
@@ -6039,7 +6398,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x18\x03 \x01(\x04R\n" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x04 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
-	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\xdf\v\n" +
+	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\x9b\f\n" +
 	"\x02Op\x121\n" +
 	"\tmake_node\x18\x01 \x01(\v2\x12.shoal.v1.MakeNodeH\x00R\bmakeNode\x12$\n" +
 	"\x04link\x18\x02 \x01(\v2\x0e.shoal.v1.LinkH\x00R\x04link\x12*\n" +
@@ -6069,7 +6428,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"loseShards\x124\n" +
 	"\n" +
 	"set_server\x18\x1b \x01(\v2\x13.shoal.v1.SetServerH\x00R\tsetServer\x12=\n" +
-	"\rremove_server\x18\x1c \x01(\v2\x16.shoal.v1.RemoveServerH\x00R\fremoveServer\x12=\n" +
+	"\rremove_server\x18\x1c \x01(\v2\x16.shoal.v1.RemoveServerH\x00R\fremoveServer\x12:\n" +
+	"\frepair_state\x18\x1d \x01(\v2\x15.shoal.v1.RepairStateH\x00R\vrepairState\x12=\n" +
 	"\rstart_rewrite\x18( \x01(\v2\x16.shoal.v1.StartRewriteH\x00R\fstartRewrite\x12@\n" +
 	"\x0efinish_rewrite\x18) \x01(\v2\x17.shoal.v1.FinishRewriteH\x00R\rfinishRewrite\x12=\n" +
 	"\rdrop_rewrites\x18* \x01(\v2\x16.shoal.v1.DropRewritesH\x00R\fdropRewritesB\x04\n" +
@@ -6245,7 +6605,60 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x1a\n" +
 	"\bdraining\x18\x02 \x01(\bR\bdraining\"&\n" +
 	"\fRemoveServer\x12\x16\n" +
-	"\x06server\x18\x01 \x01(\rR\x06server\"m\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\"g\n" +
+	"\vRepairState\x12\x18\n" +
+	"\achecked\x18\x01 \x01(\x04R\achecked\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\x12(\n" +
+	"\x05fixes\x18\x03 \x03(\v2\x12.shoal.v1.StateFixR\x05fixes\"\xd9\x04\n" +
+	"\bStateFix\x12+\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x17.shoal.v1.StateFix.KindR\x04kind\x12\x16\n" +
+	"\x06bucket\x18\x02 \x01(\rR\x06bucket\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\fR\x03key\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\x06R\x02id\x12(\n" +
+	"\x03sum\x18\x05 \x01(\x0e2\x16.shoal.v1.StateFix.SumR\x03sum\x12\x14\n" +
+	"\x05delta\x18\x06 \x01(\x12R\x05delta\x12\x12\n" +
+	"\x04seen\x18\a \x01(\x04R\x04seen\x12\x14\n" +
+	"\x05links\x18\b \x01(\x04R\x05links\x12\x12\n" +
+	"\x04size\x18\t \x01(\x04R\x04size\x12\x1c\n" +
+	"\tallocated\x18\n" +
+	" \x01(\x04R\tallocated\"\x7f\n" +
+	"\x04Kind\x12\b\n" +
+	"\x04NONE\x10\x00\x12\a\n" +
+	"\x03ADD\x10\x01\x12\b\n" +
+	"\x04NEXT\x10\x02\x12\t\n" +
+	"\x05INODE\x10\x03\x12\n" +
+	"\n" +
+	"\x06PARENT\x10\x04\x12\t\n" +
+	"\x05CHUNK\x10\x05\x12\v\n" +
+	"\aGARBAGE\x10\x06\x12\t\n" +
+	"\x05INDEX\x10\a\x12\b\n" +
+	"\x04NAME\x10\b\x12\n" +
+	"\n" +
+	"\x06REMAKE\x10\t\x12\n" +
+	"\n" +
+	"\x06ATTACH\x10\n" +
+	"\"\xc8\x01\n" +
+	"\x03Sum\x12\n" +
+	"\n" +
+	"\x06NO_SUM\x10\x00\x12\n" +
+	"\n" +
+	"\x06INODES\x10\x01\x12\n" +
+	"\n" +
+	"\x06CHUNKS\x10\x02\x12\x0e\n" +
+	"\n" +
+	"LIVE_BYTES\x10\x03\x12\x10\n" +
+	"\fINLINE_BYTES\x10\x04\x12\r\n" +
+	"\tDELETIONS\x10\x05\x12\f\n" +
+	"\bSESSIONS\x10\x06\x12\v\n" +
+	"\aSERVERS\x10\a\x12\t\n" +
+	"\x05NLINK\x10\b\x12\v\n" +
+	"\aENTRIES\x10\t\x12\r\n" +
+	"\tALLOCATED\x10\n" +
+	"\x12\x0f\n" +
+	"\vXATTR_BYTES\x10\v\x12\x0e\n" +
+	"\n" +
+	"CHUNK_LIVE\x10\f\x12\t\n" +
+	"\x05OWNED\x10\r\"m\n" +
 	"\fStartRewrite\x12(\n" +
 	"\x06layout\x18\x01 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x123\n" +
 	"\n" +
@@ -6360,7 +6773,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x0eServersRequest\">\n" +
 	"\fServersReply\x12.\n" +
 	"\aservers\x18\x01 \x03(\v2\x14.shoal.v1.ServerInfoR\aservers\"\x0f\n" +
-	"\rStatusRequest\"\x8b\x04\n" +
+	"\rStatusRequest\"\xc4\x04\n" +
 	"\vStatusReply\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
 	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x16\n" +
@@ -6380,7 +6793,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06layout\x18\x0e \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x124\n" +
 	"\n" +
 	"redundancy\x18\x0f \x01(\v2\x14.shoal.v1.RedundancyR\n" +
-	"redundancy\"\x81\x03\n" +
+	"redundancy\x127\n" +
+	"\x0edefault_layout\x18\x10 \x01(\v2\x10.shoal.v1.LayoutR\rdefaultLayout\"\x81\x03\n" +
 	"\n" +
 	"Redundancy\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\x12\x12\n" +
@@ -6516,238 +6930,247 @@ func file_shoalpb_meta_proto_rawDescGZIP() []byte {
 	return file_shoalpb_meta_proto_rawDescData
 }
 
-var file_shoalpb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
+var file_shoalpb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 86)
 var file_shoalpb_meta_proto_goTypes = []any{
 	(ManageServerRequest_Action)(0), // 0: shoal.v1.ManageServerRequest.Action
-	(*ManageServerRequest)(nil),     // 1: shoal.v1.ManageServerRequest
-	(*ManageServerReply)(nil),       // 2: shoal.v1.ManageServerReply
-	(*ScrubRequest)(nil),            // 3: shoal.v1.ScrubRequest
-	(*ScrubReply)(nil),              // 4: shoal.v1.ScrubReply
-	(*ServerScrub)(nil),             // 5: shoal.v1.ServerScrub
-	(*FsckRequest)(nil),             // 6: shoal.v1.FsckRequest
-	(*FsckReply)(nil),               // 7: shoal.v1.FsckReply
-	(*MutateRequest)(nil),           // 8: shoal.v1.MutateRequest
-	(*Op)(nil),                      // 9: shoal.v1.Op
-	(*Command)(nil),                 // 10: shoal.v1.Command
-	(*Result)(nil),                  // 11: shoal.v1.Result
-	(*MakeNode)(nil),                // 12: shoal.v1.MakeNode
-	(*Link)(nil),                    // 13: shoal.v1.Link
-	(*Unlink)(nil),                  // 14: shoal.v1.Unlink
-	(*Rename)(nil),                  // 15: shoal.v1.Rename
-	(*SetAttr)(nil),                 // 16: shoal.v1.SetAttr
-	(*SetXattr)(nil),                // 17: shoal.v1.SetXattr
-	(*RemoveXattr)(nil),             // 18: shoal.v1.RemoveXattr
-	(*Commit)(nil),                  // 19: shoal.v1.Commit
-	(*ChunkCommit)(nil),             // 20: shoal.v1.ChunkCommit
-	(*AllocChunks)(nil),             // 21: shoal.v1.AllocChunks
-	(*Candidate)(nil),               // 22: shoal.v1.Candidate
-	(*AllocatedChunk)(nil),          // 23: shoal.v1.AllocatedChunk
-	(*SealChunks)(nil),              // 24: shoal.v1.SealChunks
-	(*ReleaseInodes)(nil),           // 25: shoal.v1.ReleaseInodes
-	(*OpenSession)(nil),             // 26: shoal.v1.OpenSession
-	(*CloseSession)(nil),            // 27: shoal.v1.CloseSession
-	(*ExpireSessions)(nil),          // 28: shoal.v1.ExpireSessions
-	(*InitCluster)(nil),             // 29: shoal.v1.InitCluster
-	(*RegisterServer)(nil),          // 30: shoal.v1.RegisterServer
-	(*FinishDeletions)(nil),         // 31: shoal.v1.FinishDeletions
-	(*SetLayout)(nil),               // 32: shoal.v1.SetLayout
-	(*Move)(nil),                    // 33: shoal.v1.Move
-	(*StartMoves)(nil),              // 34: shoal.v1.StartMoves
-	(*FinishMoves)(nil),             // 35: shoal.v1.FinishMoves
-	(*LoseShards)(nil),              // 36: shoal.v1.LoseShards
-	(*SetServer)(nil),               // 37: shoal.v1.SetServer
-	(*RemoveServer)(nil),            // 38: shoal.v1.RemoveServer
-	(*StartRewrite)(nil),            // 39: shoal.v1.StartRewrite
-	(*FinishRewrite)(nil),           // 40: shoal.v1.FinishRewrite
-	(*RewriteRange)(nil),            // 41: shoal.v1.RewriteRange
-	(*FileBlock)(nil),               // 42: shoal.v1.FileBlock
-	(*DropRewrites)(nil),            // 43: shoal.v1.DropRewrites
-	(*SessionPing)(nil),             // 44: shoal.v1.SessionPing
-	(*RevokeAck)(nil),               // 45: shoal.v1.RevokeAck
-	(*SessionPush)(nil),             // 46: shoal.v1.SessionPush
-	(*Revoke)(nil),                  // 47: shoal.v1.Revoke
-	(*ReadContext)(nil),             // 48: shoal.v1.ReadContext
-	(*LookupRequest)(nil),           // 49: shoal.v1.LookupRequest
-	(*LookupReply)(nil),             // 50: shoal.v1.LookupReply
-	(*GetAttrRequest)(nil),          // 51: shoal.v1.GetAttrRequest
-	(*GetAttrReply)(nil),            // 52: shoal.v1.GetAttrReply
-	(*OpenRequest)(nil),             // 53: shoal.v1.OpenRequest
-	(*ExtentsRequest)(nil),          // 54: shoal.v1.ExtentsRequest
-	(*ExtentsReply)(nil),            // 55: shoal.v1.ExtentsReply
-	(*ReadDirRequest)(nil),          // 56: shoal.v1.ReadDirRequest
-	(*ReadDirReply)(nil),            // 57: shoal.v1.ReadDirReply
-	(*Dirent)(nil),                  // 58: shoal.v1.Dirent
-	(*GetXattrRequest)(nil),         // 59: shoal.v1.GetXattrRequest
-	(*GetXattrReply)(nil),           // 60: shoal.v1.GetXattrReply
-	(*ListXattrRequest)(nil),        // 61: shoal.v1.ListXattrRequest
-	(*ListXattrReply)(nil),          // 62: shoal.v1.ListXattrReply
-	(*StatFSRequest)(nil),           // 63: shoal.v1.StatFSRequest
-	(*StatFSReply)(nil),             // 64: shoal.v1.StatFSReply
-	(*ServersRequest)(nil),          // 65: shoal.v1.ServersRequest
-	(*ServersReply)(nil),            // 66: shoal.v1.ServersReply
-	(*StatusRequest)(nil),           // 67: shoal.v1.StatusRequest
-	(*StatusReply)(nil),             // 68: shoal.v1.StatusReply
-	(*Redundancy)(nil),              // 69: shoal.v1.Redundancy
-	(*MetaMember)(nil),              // 70: shoal.v1.MetaMember
-	(*ReportServerRequest)(nil),     // 71: shoal.v1.ReportServerRequest
-	(*ReportServerReply)(nil),       // 72: shoal.v1.ReportServerReply
-	(*RegisterRequest)(nil),         // 73: shoal.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 74: shoal.v1.RegisterReply
-	(*HeartbeatRequest)(nil),        // 75: shoal.v1.HeartbeatRequest
-	(*ChunkReport)(nil),             // 76: shoal.v1.ChunkReport
-	(*HeartbeatReply)(nil),          // 77: shoal.v1.HeartbeatReply
-	(*CopyOrder)(nil),               // 78: shoal.v1.CopyOrder
-	(*SourceRange)(nil),             // 79: shoal.v1.SourceRange
-	(*CopyResult)(nil),              // 80: shoal.v1.CopyResult
-	(*ScrubProgress)(nil),           // 81: shoal.v1.ScrubProgress
-	(*PeerBytes)(nil),               // 82: shoal.v1.PeerBytes
-	nil,                             // 83: shoal.v1.RegisterServer.DomainEntry
-	nil,                             // 84: shoal.v1.RegisterRequest.DomainEntry
-	(*Cred)(nil),                    // 85: shoal.v1.Cred
-	(*Attr)(nil),                    // 86: shoal.v1.Attr
-	(*Extent)(nil),                  // 87: shoal.v1.Extent
-	(*Layout)(nil),                  // 88: shoal.v1.Layout
-	(*ServerInfo)(nil),              // 89: shoal.v1.ServerInfo
-	(*ChunkInfo)(nil),               // 90: shoal.v1.ChunkInfo
-	(*DiskInfo)(nil),                // 91: shoal.v1.DiskInfo
+	(StateFix_Kind)(0),              // 1: shoal.v1.StateFix.Kind
+	(StateFix_Sum)(0),               // 2: shoal.v1.StateFix.Sum
+	(*ManageServerRequest)(nil),     // 3: shoal.v1.ManageServerRequest
+	(*ManageServerReply)(nil),       // 4: shoal.v1.ManageServerReply
+	(*ScrubRequest)(nil),            // 5: shoal.v1.ScrubRequest
+	(*ScrubReply)(nil),              // 6: shoal.v1.ScrubReply
+	(*ServerScrub)(nil),             // 7: shoal.v1.ServerScrub
+	(*FsckRequest)(nil),             // 8: shoal.v1.FsckRequest
+	(*FsckReply)(nil),               // 9: shoal.v1.FsckReply
+	(*MutateRequest)(nil),           // 10: shoal.v1.MutateRequest
+	(*Op)(nil),                      // 11: shoal.v1.Op
+	(*Command)(nil),                 // 12: shoal.v1.Command
+	(*Result)(nil),                  // 13: shoal.v1.Result
+	(*MakeNode)(nil),                // 14: shoal.v1.MakeNode
+	(*Link)(nil),                    // 15: shoal.v1.Link
+	(*Unlink)(nil),                  // 16: shoal.v1.Unlink
+	(*Rename)(nil),                  // 17: shoal.v1.Rename
+	(*SetAttr)(nil),                 // 18: shoal.v1.SetAttr
+	(*SetXattr)(nil),                // 19: shoal.v1.SetXattr
+	(*RemoveXattr)(nil),             // 20: shoal.v1.RemoveXattr
+	(*Commit)(nil),                  // 21: shoal.v1.Commit
+	(*ChunkCommit)(nil),             // 22: shoal.v1.ChunkCommit
+	(*AllocChunks)(nil),             // 23: shoal.v1.AllocChunks
+	(*Candidate)(nil),               // 24: shoal.v1.Candidate
+	(*AllocatedChunk)(nil),          // 25: shoal.v1.AllocatedChunk
+	(*SealChunks)(nil),              // 26: shoal.v1.SealChunks
+	(*ReleaseInodes)(nil),           // 27: shoal.v1.ReleaseInodes
+	(*OpenSession)(nil),             // 28: shoal.v1.OpenSession
+	(*CloseSession)(nil),            // 29: shoal.v1.CloseSession
+	(*ExpireSessions)(nil),          // 30: shoal.v1.ExpireSessions
+	(*InitCluster)(nil),             // 31: shoal.v1.InitCluster
+	(*RegisterServer)(nil),          // 32: shoal.v1.RegisterServer
+	(*FinishDeletions)(nil),         // 33: shoal.v1.FinishDeletions
+	(*SetLayout)(nil),               // 34: shoal.v1.SetLayout
+	(*Move)(nil),                    // 35: shoal.v1.Move
+	(*StartMoves)(nil),              // 36: shoal.v1.StartMoves
+	(*FinishMoves)(nil),             // 37: shoal.v1.FinishMoves
+	(*LoseShards)(nil),              // 38: shoal.v1.LoseShards
+	(*SetServer)(nil),               // 39: shoal.v1.SetServer
+	(*RemoveServer)(nil),            // 40: shoal.v1.RemoveServer
+	(*RepairState)(nil),             // 41: shoal.v1.RepairState
+	(*StateFix)(nil),                // 42: shoal.v1.StateFix
+	(*StartRewrite)(nil),            // 43: shoal.v1.StartRewrite
+	(*FinishRewrite)(nil),           // 44: shoal.v1.FinishRewrite
+	(*RewriteRange)(nil),            // 45: shoal.v1.RewriteRange
+	(*FileBlock)(nil),               // 46: shoal.v1.FileBlock
+	(*DropRewrites)(nil),            // 47: shoal.v1.DropRewrites
+	(*SessionPing)(nil),             // 48: shoal.v1.SessionPing
+	(*RevokeAck)(nil),               // 49: shoal.v1.RevokeAck
+	(*SessionPush)(nil),             // 50: shoal.v1.SessionPush
+	(*Revoke)(nil),                  // 51: shoal.v1.Revoke
+	(*ReadContext)(nil),             // 52: shoal.v1.ReadContext
+	(*LookupRequest)(nil),           // 53: shoal.v1.LookupRequest
+	(*LookupReply)(nil),             // 54: shoal.v1.LookupReply
+	(*GetAttrRequest)(nil),          // 55: shoal.v1.GetAttrRequest
+	(*GetAttrReply)(nil),            // 56: shoal.v1.GetAttrReply
+	(*OpenRequest)(nil),             // 57: shoal.v1.OpenRequest
+	(*ExtentsRequest)(nil),          // 58: shoal.v1.ExtentsRequest
+	(*ExtentsReply)(nil),            // 59: shoal.v1.ExtentsReply
+	(*ReadDirRequest)(nil),          // 60: shoal.v1.ReadDirRequest
+	(*ReadDirReply)(nil),            // 61: shoal.v1.ReadDirReply
+	(*Dirent)(nil),                  // 62: shoal.v1.Dirent
+	(*GetXattrRequest)(nil),         // 63: shoal.v1.GetXattrRequest
+	(*GetXattrReply)(nil),           // 64: shoal.v1.GetXattrReply
+	(*ListXattrRequest)(nil),        // 65: shoal.v1.ListXattrRequest
+	(*ListXattrReply)(nil),          // 66: shoal.v1.ListXattrReply
+	(*StatFSRequest)(nil),           // 67: shoal.v1.StatFSRequest
+	(*StatFSReply)(nil),             // 68: shoal.v1.StatFSReply
+	(*ServersRequest)(nil),          // 69: shoal.v1.ServersRequest
+	(*ServersReply)(nil),            // 70: shoal.v1.ServersReply
+	(*StatusRequest)(nil),           // 71: shoal.v1.StatusRequest
+	(*StatusReply)(nil),             // 72: shoal.v1.StatusReply
+	(*Redundancy)(nil),              // 73: shoal.v1.Redundancy
+	(*MetaMember)(nil),              // 74: shoal.v1.MetaMember
+	(*ReportServerRequest)(nil),     // 75: shoal.v1.ReportServerRequest
+	(*ReportServerReply)(nil),       // 76: shoal.v1.ReportServerReply
+	(*RegisterRequest)(nil),         // 77: shoal.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 78: shoal.v1.RegisterReply
+	(*HeartbeatRequest)(nil),        // 79: shoal.v1.HeartbeatRequest
+	(*ChunkReport)(nil),             // 80: shoal.v1.ChunkReport
+	(*HeartbeatReply)(nil),          // 81: shoal.v1.HeartbeatReply
+	(*CopyOrder)(nil),               // 82: shoal.v1.CopyOrder
+	(*SourceRange)(nil),             // 83: shoal.v1.SourceRange
+	(*CopyResult)(nil),              // 84: shoal.v1.CopyResult
+	(*ScrubProgress)(nil),           // 85: shoal.v1.ScrubProgress
+	(*PeerBytes)(nil),               // 86: shoal.v1.PeerBytes
+	nil,                             // 87: shoal.v1.RegisterServer.DomainEntry
+	nil,                             // 88: shoal.v1.RegisterRequest.DomainEntry
+	(*Cred)(nil),                    // 89: shoal.v1.Cred
+	(*Attr)(nil),                    // 90: shoal.v1.Attr
+	(*Extent)(nil),                  // 91: shoal.v1.Extent
+	(*Layout)(nil),                  // 92: shoal.v1.Layout
+	(*ServerInfo)(nil),              // 93: shoal.v1.ServerInfo
+	(*ChunkInfo)(nil),               // 94: shoal.v1.ChunkInfo
+	(*DiskInfo)(nil),                // 95: shoal.v1.DiskInfo
 }
 var file_shoalpb_meta_proto_depIdxs = []int32{
 	0,   // 0: shoal.v1.ManageServerRequest.action:type_name -> shoal.v1.ManageServerRequest.Action
-	5,   // 1: shoal.v1.ScrubReply.servers:type_name -> shoal.v1.ServerScrub
-	81,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
-	85,  // 3: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
-	9,   // 4: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
-	12,  // 5: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
-	13,  // 6: shoal.v1.Op.link:type_name -> shoal.v1.Link
-	14,  // 7: shoal.v1.Op.unlink:type_name -> shoal.v1.Unlink
-	15,  // 8: shoal.v1.Op.rename:type_name -> shoal.v1.Rename
-	16,  // 9: shoal.v1.Op.set_attr:type_name -> shoal.v1.SetAttr
-	17,  // 10: shoal.v1.Op.set_xattr:type_name -> shoal.v1.SetXattr
-	18,  // 11: shoal.v1.Op.remove_xattr:type_name -> shoal.v1.RemoveXattr
-	19,  // 12: shoal.v1.Op.commit:type_name -> shoal.v1.Commit
-	21,  // 13: shoal.v1.Op.alloc_chunks:type_name -> shoal.v1.AllocChunks
-	24,  // 14: shoal.v1.Op.seal_chunks:type_name -> shoal.v1.SealChunks
-	25,  // 15: shoal.v1.Op.release_inodes:type_name -> shoal.v1.ReleaseInodes
-	26,  // 16: shoal.v1.Op.open_session:type_name -> shoal.v1.OpenSession
-	27,  // 17: shoal.v1.Op.close_session:type_name -> shoal.v1.CloseSession
-	32,  // 18: shoal.v1.Op.set_layout:type_name -> shoal.v1.SetLayout
-	28,  // 19: shoal.v1.Op.expire_sessions:type_name -> shoal.v1.ExpireSessions
-	29,  // 20: shoal.v1.Op.init_cluster:type_name -> shoal.v1.InitCluster
-	30,  // 21: shoal.v1.Op.register_server:type_name -> shoal.v1.RegisterServer
-	31,  // 22: shoal.v1.Op.finish_deletions:type_name -> shoal.v1.FinishDeletions
-	34,  // 23: shoal.v1.Op.start_moves:type_name -> shoal.v1.StartMoves
-	35,  // 24: shoal.v1.Op.finish_moves:type_name -> shoal.v1.FinishMoves
-	36,  // 25: shoal.v1.Op.lose_shards:type_name -> shoal.v1.LoseShards
-	37,  // 26: shoal.v1.Op.set_server:type_name -> shoal.v1.SetServer
-	38,  // 27: shoal.v1.Op.remove_server:type_name -> shoal.v1.RemoveServer
-	39,  // 28: shoal.v1.Op.start_rewrite:type_name -> shoal.v1.StartRewrite
-	40,  // 29: shoal.v1.Op.finish_rewrite:type_name -> shoal.v1.FinishRewrite
-	43,  // 30: shoal.v1.Op.drop_rewrites:type_name -> shoal.v1.DropRewrites
-	85,  // 31: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
-	9,   // 32: shoal.v1.Command.op:type_name -> shoal.v1.Op
-	86,  // 33: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
-	86,  // 34: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
-	86,  // 35: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
-	86,  // 36: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
-	23,  // 37: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
-	33,  // 38: shoal.v1.Result.moves:type_name -> shoal.v1.Move
-	87,  // 39: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
-	20,  // 40: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
-	88,  // 41: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
-	22,  // 42: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
-	88,  // 43: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
-	88,  // 44: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
-	20,  // 45: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
-	83,  // 46: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
-	88,  // 47: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
-	33,  // 48: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
-	33,  // 49: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
-	33,  // 50: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
-	88,  // 51: shoal.v1.StartRewrite.layout:type_name -> shoal.v1.Layout
-	22,  // 52: shoal.v1.StartRewrite.candidates:type_name -> shoal.v1.Candidate
-	41,  // 53: shoal.v1.FinishRewrite.ranges:type_name -> shoal.v1.RewriteRange
-	42,  // 54: shoal.v1.FinishRewrite.blocks:type_name -> shoal.v1.FileBlock
-	45,  // 55: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
-	47,  // 56: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
-	89,  // 57: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
-	85,  // 58: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
-	48,  // 59: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
-	86,  // 60: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
-	86,  // 61: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
-	48,  // 62: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
-	86,  // 63: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
-	48,  // 64: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
-	48,  // 65: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
-	86,  // 66: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
-	87,  // 67: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
-	90,  // 68: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
-	48,  // 69: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
-	58,  // 70: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
-	86,  // 71: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
-	86,  // 72: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
-	48,  // 73: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	48,  // 74: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	89,  // 75: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
-	70,  // 76: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
-	89,  // 77: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
-	64,  // 78: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
-	88,  // 79: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
-	69,  // 80: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
-	84,  // 81: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
-	91,  // 82: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
-	76,  // 83: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
-	80,  // 84: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
-	81,  // 85: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
-	78,  // 86: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
-	90,  // 87: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
-	89,  // 88: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
-	88,  // 89: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
-	90,  // 90: shoal.v1.CopyOrder.sources:type_name -> shoal.v1.ChunkInfo
-	79,  // 91: shoal.v1.CopyOrder.ranges:type_name -> shoal.v1.SourceRange
-	8,   // 92: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
-	44,  // 93: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
-	49,  // 94: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
-	51,  // 95: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
-	53,  // 96: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
-	54,  // 97: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
-	56,  // 98: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
-	59,  // 99: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
-	61,  // 100: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
-	63,  // 101: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
-	65,  // 102: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
-	67,  // 103: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
-	71,  // 104: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
-	1,   // 105: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
-	3,   // 106: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
-	6,   // 107: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
-	73,  // 108: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
-	75,  // 109: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
-	82,  // 110: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
-	11,  // 111: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
-	46,  // 112: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
-	50,  // 113: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
-	52,  // 114: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
-	55,  // 115: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
-	55,  // 116: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
-	57,  // 117: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
-	60,  // 118: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
-	62,  // 119: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
-	64,  // 120: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
-	66,  // 121: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
-	68,  // 122: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
-	72,  // 123: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
-	2,   // 124: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
-	4,   // 125: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
-	7,   // 126: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
-	74,  // 127: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
-	77,  // 128: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
-	82,  // 129: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
-	111, // [111:130] is the sub-list for method output_type
-	92,  // [92:111] is the sub-list for method input_type
-	92,  // [92:92] is the sub-list for extension type_name
-	92,  // [92:92] is the sub-list for extension extendee
-	0,   // [0:92] is the sub-list for field type_name
+	7,   // 1: shoal.v1.ScrubReply.servers:type_name -> shoal.v1.ServerScrub
+	85,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
+	89,  // 3: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
+	11,  // 4: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
+	14,  // 5: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
+	15,  // 6: shoal.v1.Op.link:type_name -> shoal.v1.Link
+	16,  // 7: shoal.v1.Op.unlink:type_name -> shoal.v1.Unlink
+	17,  // 8: shoal.v1.Op.rename:type_name -> shoal.v1.Rename
+	18,  // 9: shoal.v1.Op.set_attr:type_name -> shoal.v1.SetAttr
+	19,  // 10: shoal.v1.Op.set_xattr:type_name -> shoal.v1.SetXattr
+	20,  // 11: shoal.v1.Op.remove_xattr:type_name -> shoal.v1.RemoveXattr
+	21,  // 12: shoal.v1.Op.commit:type_name -> shoal.v1.Commit
+	23,  // 13: shoal.v1.Op.alloc_chunks:type_name -> shoal.v1.AllocChunks
+	26,  // 14: shoal.v1.Op.seal_chunks:type_name -> shoal.v1.SealChunks
+	27,  // 15: shoal.v1.Op.release_inodes:type_name -> shoal.v1.ReleaseInodes
+	28,  // 16: shoal.v1.Op.open_session:type_name -> shoal.v1.OpenSession
+	29,  // 17: shoal.v1.Op.close_session:type_name -> shoal.v1.CloseSession
+	34,  // 18: shoal.v1.Op.set_layout:type_name -> shoal.v1.SetLayout
+	30,  // 19: shoal.v1.Op.expire_sessions:type_name -> shoal.v1.ExpireSessions
+	31,  // 20: shoal.v1.Op.init_cluster:type_name -> shoal.v1.InitCluster
+	32,  // 21: shoal.v1.Op.register_server:type_name -> shoal.v1.RegisterServer
+	33,  // 22: shoal.v1.Op.finish_deletions:type_name -> shoal.v1.FinishDeletions
+	36,  // 23: shoal.v1.Op.start_moves:type_name -> shoal.v1.StartMoves
+	37,  // 24: shoal.v1.Op.finish_moves:type_name -> shoal.v1.FinishMoves
+	38,  // 25: shoal.v1.Op.lose_shards:type_name -> shoal.v1.LoseShards
+	39,  // 26: shoal.v1.Op.set_server:type_name -> shoal.v1.SetServer
+	40,  // 27: shoal.v1.Op.remove_server:type_name -> shoal.v1.RemoveServer
+	41,  // 28: shoal.v1.Op.repair_state:type_name -> shoal.v1.RepairState
+	43,  // 29: shoal.v1.Op.start_rewrite:type_name -> shoal.v1.StartRewrite
+	44,  // 30: shoal.v1.Op.finish_rewrite:type_name -> shoal.v1.FinishRewrite
+	47,  // 31: shoal.v1.Op.drop_rewrites:type_name -> shoal.v1.DropRewrites
+	89,  // 32: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
+	11,  // 33: shoal.v1.Command.op:type_name -> shoal.v1.Op
+	90,  // 34: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
+	90,  // 35: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
+	90,  // 36: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
+	90,  // 37: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
+	25,  // 38: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
+	35,  // 39: shoal.v1.Result.moves:type_name -> shoal.v1.Move
+	91,  // 40: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
+	22,  // 41: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
+	92,  // 42: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
+	24,  // 43: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
+	92,  // 44: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
+	92,  // 45: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
+	22,  // 46: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
+	87,  // 47: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
+	92,  // 48: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
+	35,  // 49: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
+	35,  // 50: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
+	35,  // 51: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
+	42,  // 52: shoal.v1.RepairState.fixes:type_name -> shoal.v1.StateFix
+	1,   // 53: shoal.v1.StateFix.kind:type_name -> shoal.v1.StateFix.Kind
+	2,   // 54: shoal.v1.StateFix.sum:type_name -> shoal.v1.StateFix.Sum
+	92,  // 55: shoal.v1.StartRewrite.layout:type_name -> shoal.v1.Layout
+	24,  // 56: shoal.v1.StartRewrite.candidates:type_name -> shoal.v1.Candidate
+	45,  // 57: shoal.v1.FinishRewrite.ranges:type_name -> shoal.v1.RewriteRange
+	46,  // 58: shoal.v1.FinishRewrite.blocks:type_name -> shoal.v1.FileBlock
+	49,  // 59: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
+	51,  // 60: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
+	93,  // 61: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
+	89,  // 62: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
+	52,  // 63: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
+	90,  // 64: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
+	90,  // 65: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
+	52,  // 66: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
+	90,  // 67: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
+	52,  // 68: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
+	52,  // 69: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
+	90,  // 70: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
+	91,  // 71: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
+	94,  // 72: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
+	52,  // 73: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
+	62,  // 74: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
+	90,  // 75: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
+	90,  // 76: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
+	52,  // 77: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	52,  // 78: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	93,  // 79: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
+	74,  // 80: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
+	93,  // 81: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
+	68,  // 82: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
+	92,  // 83: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
+	73,  // 84: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
+	92,  // 85: shoal.v1.StatusReply.default_layout:type_name -> shoal.v1.Layout
+	88,  // 86: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
+	95,  // 87: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
+	80,  // 88: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
+	84,  // 89: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
+	85,  // 90: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
+	82,  // 91: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
+	94,  // 92: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
+	93,  // 93: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
+	92,  // 94: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
+	94,  // 95: shoal.v1.CopyOrder.sources:type_name -> shoal.v1.ChunkInfo
+	83,  // 96: shoal.v1.CopyOrder.ranges:type_name -> shoal.v1.SourceRange
+	10,  // 97: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
+	48,  // 98: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
+	53,  // 99: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
+	55,  // 100: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
+	57,  // 101: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
+	58,  // 102: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
+	60,  // 103: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
+	63,  // 104: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
+	65,  // 105: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
+	67,  // 106: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
+	69,  // 107: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
+	71,  // 108: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
+	75,  // 109: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
+	3,   // 110: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
+	5,   // 111: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
+	8,   // 112: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
+	77,  // 113: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
+	79,  // 114: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
+	86,  // 115: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
+	13,  // 116: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
+	50,  // 117: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
+	54,  // 118: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
+	56,  // 119: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
+	59,  // 120: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
+	59,  // 121: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
+	61,  // 122: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
+	64,  // 123: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
+	66,  // 124: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
+	68,  // 125: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
+	70,  // 126: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
+	72,  // 127: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
+	76,  // 128: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
+	4,   // 129: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
+	6,   // 130: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
+	9,   // 131: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
+	78,  // 132: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
+	81,  // 133: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
+	86,  // 134: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
+	116, // [116:135] is the sub-list for method output_type
+	97,  // [97:116] is the sub-list for method input_type
+	97,  // [97:97] is the sub-list for extension type_name
+	97,  // [97:97] is the sub-list for extension extendee
+	0,   // [0:97] is the sub-list for field type_name
 }
 
 func init() { file_shoalpb_meta_proto_init() }
@@ -6780,6 +7203,7 @@ func file_shoalpb_meta_proto_init() {
 		(*Op_LoseShards)(nil),
 		(*Op_SetServer)(nil),
 		(*Op_RemoveServer)(nil),
+		(*Op_RepairState)(nil),
 		(*Op_StartRewrite)(nil),
 		(*Op_FinishRewrite)(nil),
 		(*Op_DropRewrites)(nil),
@@ -6790,8 +7214,8 @@ func file_shoalpb_meta_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shoalpb_meta_proto_rawDesc), len(file_shoalpb_meta_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   84,
+			NumEnums:      3,
+			NumMessages:   86,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

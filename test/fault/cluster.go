@@ -83,12 +83,26 @@ func Start(t testing.TB, opts Options) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Cluster{Dir: t.TempDir(), Net: network, opts: opts}
+	c := &Cluster{Dir: directory(t), Net: network, opts: opts}
 	t.Cleanup(func() { c.stop(t) })
 	if err := c.start(); err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// directory is one that is removed when the test ends, unless SHOAL_KEEP names one that everything is to be left in.
+func directory(t testing.TB) string {
+	keep := os.Getenv("SHOAL_KEEP")
+	if keep == "" {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(keep, "cluster-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("everything is left in %s", dir)
+	return dir
 }
 
 func (c *Cluster) start() (err error) {
@@ -219,8 +233,13 @@ func (c *Cluster) stop(t testing.TB) {
 	for _, s := range c.Servers() {
 		all = append(all, s.Process)
 	}
+	for _, p := range all {
+		if p.cmd != nil {
+			_ = p.cmd.Process.Kill() // gone already, at worst
+		}
+	}
 	for _, d := range c.disks {
-		d.Fail() // nobody must wait for it
+		d.Fail() // a process that waits for it does not end
 	}
 	for _, p := range all {
 		p.kill()

@@ -1,11 +1,13 @@
 package fault
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -32,7 +34,7 @@ func (s *Server) Restart() error {
 func (c *Cluster) StartAll(servers ...*Server) error {
 	var metas, chunks []*Server
 	for _, s := range servers {
-		if s.isMeta(c) {
+		if slices.Contains(c.Metas, s) {
 			metas = append(metas, s)
 		} else {
 			chunks = append(chunks, s)
@@ -42,15 +44,6 @@ func (c *Cluster) StartAll(servers ...*Server) error {
 		return err
 	}
 	return each(chunks, func(s *Server) error { return s.Start() })
-}
-
-func (s *Server) isMeta(c *Cluster) bool {
-	for _, m := range c.Metas {
-		if m == s {
-			return true
-		}
-	}
-	return false
 }
 
 // CutFromMetas keeps a chunk server and the metaservers from reaching each other, until the network heals.
@@ -157,22 +150,47 @@ func (s *Server) Flip(path string, off int64) error {
 	return err
 }
 
-// Damage flips a bit in every chunk of a server, at random, and returns of how many.
-func (s *Server) Damage(seed uint64) (int, error) {
+// Damage flips a bit in every 64 KiB of all chunks of a server, at random, and returns of how many.
+func (s *Server) Damage(seed uint64) (chunks int, err error) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	files, sizes, err := s.Files()
 	if err != nil {
 		return 0, err
 	}
-	n := 0
 	for i, f := range files {
-		if !strings.HasSuffix(f, ".chunk") || sizes[i] == 0 {
+		if !strings.HasSuffix(f, chunkSuffix) {
 			continue
 		}
-		if err := s.Flip(f, rng.Int64N(sizes[i])); err != nil && !os.IsNotExist(err) {
-			return n, err
+		for at := int64(0); at < sizes[i]; at += 64 << 10 {
+			if err := s.Flip(f, at+rng.Int64N(min(64<<10, sizes[i]-at))); err != nil && !os.IsNotExist(err) {
+				return chunks, err
+			}
 		}
-		n++
+		chunks++
 	}
-	return n, nil
+	return chunks, nil
+}
+
+// chunkSuffix ends the names of chunk files.
+const chunkSuffix = ".chunk"
+
+// Busiest returns those n chunk servers that hold most, the first before the others: a fault of one that holds nothing would be none.
+func (c *Cluster) Busiest(n int) ([]*Server, error) {
+	held := map[*Server]int64{}
+	for _, s := range c.Chunks {
+		files, sizes, err := s.Files()
+		if err != nil {
+			return nil, err
+		}
+		for i, f := range files {
+			if strings.HasSuffix(f, chunkSuffix) {
+				held[s] += sizes[i]
+			}
+		}
+	}
+	all := slices.SortedFunc(slices.Values(c.Chunks), func(a, b *Server) int { return cmp.Compare(held[b], held[a]) })
+	if held[all[n-1]] == 0 {
+		return nil, fmt.Errorf("only %d of %d chunk servers hold anything", len(held), len(all))
+	}
+	return all[:n], nil
 }

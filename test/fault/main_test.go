@@ -11,12 +11,14 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/shoalfs/shoalfs/test/fault/private"
 	"github.com/shoalfs/shoalfs/test/fault/workload"
 )
 
 // TestMain makes this program one of the clients where it is told to be.
 func TestMain(m *testing.M) {
 	workload.Main()
+	private.Mounts()
 	code := m.Run()
 	if built.dir != "" {
 		_ = os.RemoveAll(built.dir) // a temporary directory; nothing depends on it

@@ -86,11 +86,19 @@ func (r *Result) String() string {
 
 func mib(n int64) float64 { return float64(n) / (1 << 20) }
 
-// some joins the first lines of many.
-func some(lines []string) string {
-	const most = 20
-	if n := len(lines) - most; n > 0 {
-		lines = append(lines[:most:most], fmt.Sprintf("… and %d more", n))
+// some joins the first of many messages, and what they begin with.
+func some(messages []string) string {
+	const most, length = 20, 500
+	var out []string
+	for i, m := range messages {
+		if i == most {
+			out = append(out, fmt.Sprintf("… and %d more", len(messages)-most))
+			break
+		}
+		if m = strings.ReplaceAll(m, "\n", "; "); len(m) > length {
+			m = m[:length] + "…"
+		}
+		out = append(out, m)
 	}
-	return strings.Join(lines, "\n")
+	return strings.Join(out, "\n")
 }

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/shoalfs/shoalfs/test/fault/private"
 )
 
 func mkTemp() (string, error) { return os.MkdirTemp("", "faultfs-") }
@@ -16,5 +18,6 @@ func TestMain(m *testing.M) {
 	if name := os.Getenv(helperEnv); name != "" {
 		help(name)
 	}
+	private.Mounts()
 	goleak.VerifyTestMain(m)
 }
