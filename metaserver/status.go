@@ -92,7 +92,7 @@ func (s *Server) Status(context.Context) (*pb.StatusReply, error) {
 		out.Problems = append(out.Problems, s.following())
 		return out, nil
 	}
-	out.Servers, out.Redundancy = l.live.Servers(), l.repair.Report()
+	out.Servers, out.Redundancy, out.Rewriting = l.live.Servers(), l.repair.Report(), l.rewriting()
 	l.fillServers(out.Servers)
 	out.Space, out.Layout = l.space(out.Servers, t.Inodes), l.rootLayout().Proto()
 	out.DefaultLayout = l.layout().Proto()
