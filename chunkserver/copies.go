@@ -40,6 +40,7 @@ type copies struct {
 type copyJob struct {
 	id    chunk.ID
 	order *pb.CopyOrder // not changed once the job runs
+	again bool          // ordered while the chunk was to be deleted: to be made after that
 
 	// since it runs
 	cancel context.CancelCauseFunc
@@ -60,7 +61,7 @@ func (c *copies) add(orders []*pb.CopyOrder) {
 		id := chunk.ID(o.Stored)
 		switch j := c.known[id]; {
 		case j == nil && len(c.known) < maxCopies:
-			j = &copyJob{id: id, order: o}
+			j = &copyJob{id: id, order: o, again: c.deleted(id)}
 			c.known[id] = j
 			c.queue = append(c.queue, j)
 		case j != nil && slices.Contains(c.queue, j):
@@ -81,21 +82,33 @@ func (c *copies) drop() {
 	c.queue = nil
 }
 
-// next takes the first job that may begin, nil if none may. A deletion that was ordered before goes first.
+// next takes the first job that may begin, nil if none may. A deletion that was ordered before goes first. Repair goes before
+// what only rewrites data that is safe where it is.
 func (c *copies) next(ctx context.Context) (*copyJob, context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	first := -1
 	for i, j := range c.queue {
 		if c.deleted(j.id) {
 			continue
 		}
-		c.queue = slices.Delete(c.queue, i, i+1)
-		c.running++
-		ctx, j.cancel = context.WithCancelCause(ctx)
-		j.done = make(chan struct{})
-		return j, ctx
+		if first < 0 {
+			first = i
+		}
+		if len(j.order.Ranges) == 0 {
+			first = i
+			break
+		}
 	}
-	return nil, nil
+	if first < 0 {
+		return nil, nil
+	}
+	j := c.queue[first]
+	c.queue = slices.Delete(c.queue, first, first+1)
+	c.running++
+	ctx, j.cancel = context.WithCancelCause(ctx)
+	j.done = make(chan struct{})
+	return j, ctx
 }
 
 // finish ends a job; without a result it is as if it had never been ordered.
@@ -112,15 +125,21 @@ func (c *copies) finish(j *copyJob, result *pb.CopyResult) {
 	close(j.done)
 }
 
-// stop makes sure that none of these chunks is being made: a deletion that was ordered while a copy ran is the later wish.
-// It returns when those that were have ended.
+// stop makes sure that none of these chunks is being made: a deletion that was ordered after a copy is the later wish. It
+// returns when those that were have ended.
 func (c *copies) stop(ids []chunk.ID) {
 	var ending []*copyJob
 	c.mu.Lock()
 	for _, id := range ids {
-		if j := c.known[id]; j != nil && j.cancel != nil {
+		j := c.known[id]
+		switch i := slices.Index(c.queue, j); {
+		case j == nil:
+		case j.cancel != nil:
 			j.cancel(errDeleted)
 			ending = append(ending, j)
+		case i >= 0 && !j.again:
+			c.queue = slices.Delete(c.queue, i, i+1)
+			delete(c.known, id)
 		}
 	}
 	c.mu.Unlock()
@@ -131,7 +150,7 @@ func (c *copies) stop(ids []chunk.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.results = slices.DeleteFunc(c.results, func(r *pb.CopyResult) bool {
-		gone := slices.Contains(ids, chunk.ID(r.Stored))
+		gone := r.Error == "" && slices.Contains(ids, chunk.ID(r.Stored))
 		if gone {
 			delete(c.known, chunk.ID(r.Stored))
 		}

@@ -21,9 +21,18 @@ const (
 	narrowCell = chunk.ChecksumBlock
 )
 
+// content is the bytes of the chunk that a shard is cut out of.
+type content interface {
+	// bytes fills dst with those from off on. What follows the end is zeros, as in the last row of a code.
+	bytes(ctx context.Context, dst []byte, off uint64) error
+}
+
 // shardPlan is how a shard is put together from what the source has.
 type shardPlan struct {
-	src    *source
+	src    *source // nil: the chunk is ranges of others
+	chunk  content
+	size   uint64 // of the chunk's bytes
+	bufs   *frameBuffers
 	id     chunk.ID // stored
 	layout chunk.Layout
 	shard  int
@@ -40,12 +49,11 @@ type fetched struct {
 
 // plan checks an order and decides how to go about it.
 func (s *Server) plan(o *pb.CopyOrder) (*shardPlan, error) {
-	src, err := s.newSource(o)
-	if err != nil {
-		return nil, err
-	}
 	p := &shardPlan{
-		src: src, id: chunk.ID(o.Stored), layout: chunk.LayoutOf(o.Layout), shard: int(o.Shard), length: o.Length, frame: chunk.MaxFrame,
+		bufs: new(frameBuffers), id: chunk.ID(o.Stored), layout: chunk.LayoutOf(o.Layout), shard: int(o.Shard), length: o.Length, frame: chunk.MaxFrame,
+	}
+	if err := p.from(s, o); err != nil {
+		return nil, err
 	}
 	if err := p.check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", err, disk.ErrInvalid)
@@ -58,6 +66,24 @@ func (s *Server) plan(o *pb.CopyOrder) (*shardPlan, error) {
 		p.frame = max(1, min(p.frame, decodeMemory/l.Data)/l.Cell) * l.Cell
 	}
 	return p, nil
+}
+
+// from says what the shard is made of.
+func (p *shardPlan) from(s *Server, o *pb.CopyOrder) error {
+	if len(o.Ranges) > 0 {
+		c, err := s.newRanges(o, p.bufs)
+		if err != nil {
+			return err
+		}
+		p.chunk, p.size = c, c.length()
+		return nil
+	}
+	src, err := s.newSource(o.Source, o.Servers, p.bufs)
+	if err != nil {
+		return err
+	}
+	p.src, p.chunk, p.size = src, src, src.length
+	return nil
 }
 
 func (p *shardPlan) check() error {
@@ -75,9 +101,10 @@ func (p *shardPlan) check() error {
 		return fmt.Errorf("shard %d of %v cannot be kept as %v", p.shard, p.layout, p.id)
 	case p.length == 0 || p.length > chunk.MaxLength:
 		return fmt.Errorf("a shard of %d bytes", p.length)
-	case p.plain() && p.length > p.src.length, !p.layout.Coded() && p.length > p.src.padded(),
+	case p.src == nil && p.length != p.layout.ShardLength(uint64(p.layout.Padded(int(p.size)))), // or it would not go with the others
+		p.plain() && p.length > p.size, p.src != nil && !p.layout.Coded() && p.length > p.src.padded(),
 		p.sameCode() && p.length > p.src.shardLength():
-		return fmt.Errorf("a shard of %d bytes out of a chunk of %d", p.length, p.src.length)
+		return fmt.Errorf("a shard of %d bytes out of a chunk of %d", p.length, p.size)
 	case p.layout.Coded() && p.length%uint64(p.layout.Cell) != 0:
 		return fmt.Errorf("a shard of %d bytes in cells of %d", p.length, p.layout.Cell)
 	}
@@ -85,10 +112,15 @@ func (p *shardPlan) check() error {
 }
 
 // plain says that whole copies are made of whole copies.
-func (p *shardPlan) plain() bool { return !p.layout.Coded() && !p.src.layout.Coded() }
+func (p *shardPlan) plain() bool {
+	return p.src != nil && !p.layout.Coded() && !p.src.layout.Coded()
+}
 
 // sameCode says that the shard belongs to the chunk that the source has shards of.
 func (p *shardPlan) sameCode() bool {
+	if p.src == nil {
+		return false
+	}
 	a, b := p.layout, p.src.layout
 	return a.Coded() && a.Data == b.Data && a.Parity == b.Parity && a.Cell == b.Cell
 }
@@ -116,21 +148,21 @@ func (p *shardPlan) rebuilt(ctx context.Context, off uint64, n int) fetched {
 		return fetched{err: err}
 	}
 	defer w.free()
-	out := p.src.buffers.take(n)
+	out := p.bufs.take(n)
 	copy(*out, w.shards[p.shard])
 	return p.made(out)
 }
 
 // made is a frame that was computed here.
 func (p *shardPlan) made(b *[]byte) fetched {
-	return fetched{sums: chunk.Checksums(nil, *b), payload: mem.BufferSlice{mem.NewBuffer(b, p.src.buffers)}}
+	return fetched{sums: chunk.Checksums(nil, *b), payload: mem.BufferSlice{mem.NewBuffer(b, p.bufs)}}
 }
 
 // converted computes a frame of a shard of another layout than the source has.
 func (p *shardPlan) converted(ctx context.Context, off uint64, n int) fetched {
-	out := p.src.buffers.take(n)
+	out := p.bufs.take(n)
 	if err := p.convert(ctx, *out, off); err != nil {
-		p.src.buffers.Put(out)
+		p.bufs.Put(out)
 		return fetched{err: err}
 	}
 	return p.made(out)
@@ -140,12 +172,12 @@ func (p *shardPlan) converted(ctx context.Context, off uint64, n int) fetched {
 func (p *shardPlan) convert(ctx context.Context, dst []byte, off uint64) error {
 	l := p.layout
 	if !l.Coded() {
-		return p.src.bytes(ctx, dst, off)
+		return p.chunk.bytes(ctx, dst, off)
 	}
 	row := off / uint64(l.Cell) * uint64(l.Row()) // where in the chunk the first row begins
 	if p.shard < l.Data && l.Cell >= narrowCell {
 		for i := 0; i < len(dst); i += l.Cell {
-			if err := p.src.bytes(ctx, dst[i:i+l.Cell], row+uint64(p.shard*l.Cell)); err != nil {
+			if err := p.chunk.bytes(ctx, dst[i:i+l.Cell], row+uint64(p.shard*l.Cell)); err != nil {
 				return err
 			}
 			row += uint64(l.Row())
@@ -153,10 +185,10 @@ func (p *shardPlan) convert(ctx context.Context, dst []byte, off uint64) error {
 		return nil
 	}
 	n := len(dst)
-	buf := p.src.buffers.take(2 * n * l.Data)
-	defer p.src.buffers.Put(buf)
+	buf := p.bufs.take(2 * n * l.Data)
+	defer p.bufs.Put(buf)
 	all, cut := (*buf)[:n*l.Data], (*buf)[n*l.Data:]
-	if err := p.src.bytes(ctx, all, row); err != nil {
+	if err := p.chunk.bytes(ctx, all, row); err != nil {
 		return err
 	}
 	shards, wanted := make([][]byte, l.Width()), make([]bool, l.Width())
@@ -217,7 +249,10 @@ func (s *Server) present(ctx context.Context, id chunk.ID, length uint64) (bool,
 		return false, nil
 	}
 	err := d.Verify(ctx, id, nil)
-	if errors.Is(err, disk.ErrCorrupt) || errors.Is(err, disk.ErrNotFound) {
+	switch {
+	case errors.Is(err, disk.ErrCorrupt) && s.store.good(id):
+		return s.present(ctx, id, length) // on another disk
+	case errors.Is(err, disk.ErrCorrupt) || errors.Is(err, disk.ErrNotFound):
 		return false, nil
 	}
 	return err == nil, err

@@ -37,12 +37,12 @@ type source struct {
 	failed []int // by shard: reads that failed
 }
 
-func (s *Server) newSource(o *pb.CopyOrder) (*source, error) {
+func (s *Server) newSource(c *pb.ChunkInfo, servers []*pb.ServerInfo, buffers *frameBuffers) (*source, error) {
 	id := s.store.identity()
 	src := &source{
-		s: s, cluster: id.Cluster[:], id: chunk.ID(o.Source.GetId()), layout: chunk.LayoutOf(o.Source.GetLayout()),
-		length: o.Source.GetLength(), servers: slices.Clone(o.Source.GetServers()), address: map[uint32]string{}, buffers: new(frameBuffers),
-		failed: make([]int, len(o.Source.GetServers())),
+		s: s, cluster: id.Cluster[:], id: chunk.ID(c.GetId()), layout: chunk.LayoutOf(c.GetLayout()),
+		length: c.GetLength(), servers: slices.Clone(c.GetServers()), address: map[uint32]string{}, buffers: buffers,
+		failed: make([]int, len(c.GetServers())),
 	}
 	if err := src.layout.Check(true); err != nil {
 		return nil, fmt.Errorf("layout of the source: %w", err)
@@ -53,7 +53,7 @@ func (s *Server) newSource(o *pb.CopyOrder) (*source, error) {
 	if src.id == 0 || src.length == 0 || src.length > chunk.MaxLength {
 		return nil, fmt.Errorf("source %v of %d bytes", src.id, src.length)
 	}
-	for _, info := range o.Servers {
+	for _, info := range servers {
 		src.address[info.Id] = info.Address
 	}
 	for i, server := range src.servers {

@@ -50,4 +50,6 @@ func (s *Server) obey(b *beater, r *pb.HeartbeatReply) {
 		s.deletions.add(r.Delete)
 	}
 	s.copies.add(r.Copies)
+	s.check(r.Check)
+	s.scrubs.request(r.ScrubPass)
 }

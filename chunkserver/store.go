@@ -115,12 +115,14 @@ func (s *store) create(id chunk.ID) (*disk.Writer, error) {
 	return best.Create(id)
 }
 
-// roomiest is the working disk with most free space, nil if none works.
+// roomiest is the working disk with most free space, nil if none works. One that does not answer is the last choice.
 func (s *store) roomiest() (best *disk.Disk) {
 	var most uint64
+	stalled := false
 	for _, d := range s.disks {
-		if st := d.Space(); d.Err() == nil && (best == nil || st > most) {
-			best, most = d, st
+		free, hangs := d.Space(), d.Stalled()
+		if d.Err() == nil && (best == nil || hangs == stalled && free > most || stalled && !hangs) {
+			best, most, stalled = d, free, hangs
 		}
 	}
 	return best
@@ -253,7 +255,7 @@ func (s *store) list() []disk.Report {
 	return slices.CompactFunc(all, func(a, b disk.Report) bool { return a.ID == b.ID })
 }
 
-// infos describes every data directory, those that could not be opened too.
+// infos describes every data directory, those that could not be opened too. It waits for no disk.
 func (s *store) infos() []*pb.DiskInfo {
 	infos := make([]*pb.DiskInfo, 0, len(s.slots))
 	for _, sl := range s.slots {
@@ -261,9 +263,9 @@ func (s *store) infos() []*pb.DiskInfo {
 			infos = append(infos, &pb.DiskInfo{Path: sl.path, Error: sl.err.Error()})
 			continue
 		}
-		sl.disk.RefreshSpace()
 		st := sl.disk.Stats()
-		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: st.Path, Filesystem: st.Filesystem, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks)}
+		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: st.Path, Filesystem: st.Filesystem, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks),
+			Used: st.Used, WriteNs: uint64(st.WriteTime), ReadNs: uint64(st.ReadTime)}
 		if st.Err != nil {
 			info.Error, info.Free = st.Err.Error(), 0
 		}

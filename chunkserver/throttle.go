@@ -17,8 +17,15 @@ type throttle struct {
 	taken atomic.Uint64 // bytes that were let through
 }
 
+const (
+	// throttleSaved is how many bytes may pass at once when little passed before.
+	throttleSaved = 4 << 20
+	// throttlePause is how long at most something waits until it looks whether the rate has changed.
+	throttlePause = time.Second
+)
+
 // newThrottle makes one without a limit.
-func newThrottle() *throttle { return &throttle{limit: rate.NewLimiter(rate.Inf, chunk.MaxFrame)} }
+func newThrottle() *throttle { return &throttle{limit: rate.NewLimiter(rate.Inf, throttleSaved)} }
 
 // set changes the rate, bytes a second; 0: no limit.
 func (t *throttle) set(bytes uint64) {
@@ -31,25 +38,19 @@ func (t *throttle) set(bytes uint64) {
 	}
 }
 
-// throttlePause is how long at most something waits until it looks whether the rate has changed.
-const throttlePause = time.Second
-
-// wait returns when n bytes may pass, or with the error of ctx.
+// wait returns when n bytes may pass, or with the error of ctx. It asks again and again instead of reserving what it waits for:
+// the rate may change, and a reservation that is given up is not always given back.
 func (t *throttle) wait(ctx context.Context, n int) error {
-	for n > 0 {
-		step := min(n, chunk.MaxFrame) // no more can be saved up
-		r := t.limit.ReserveN(time.Now(), step)
-		d := r.Delay()
-		if d > throttlePause {
-			r.Cancel() // others are not kept waiting for what this one may not get
-			d = throttlePause
-		} else {
-			n -= step
+	for n > 0 && ctx.Err() == nil {
+		step := min(n, chunk.MaxFrame)
+		now := time.Now()
+		if t.limit.AllowN(now, step) {
 			t.taken.Add(uint64(step))
+			n -= step
+			continue
 		}
-		if d > 0 && !wait(ctx, d) {
-			return ctx.Err()
-		}
+		lack := (float64(step) - t.limit.TokensAt(now)) / float64(t.limit.Limit()) // seconds
+		wait(ctx, min(throttlePause, time.Duration(lack*float64(time.Second))+time.Millisecond))
 	}
 	return ctx.Err()
 }

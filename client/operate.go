@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/shoalfs/shoalfs/internal/fserr"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
@@ -23,7 +24,8 @@ func (e *ServerError) Error() string {
 	if said := (*fserr.Error)(nil); errors.As(e.Err, &said) && said.Detail != "" {
 		reason = said.Detail // which the metaserver wrote as a sentence
 	}
-	return fmt.Sprintf("%s chunk server %d: %s", e.Op, e.Server, reason)
+	server := fmt.Sprintf("chunk server %d", e.Server)
+	return e.Op + " " + server + ": " + strings.TrimPrefix(reason, server+" ")
 }
 
 func (e *ServerError) Unwrap() error { return e.Err }
@@ -42,9 +44,10 @@ func (f *FS) UndrainServer(ctx context.Context, id uint32) (shards uint64, err e
 
 // RemoveServer makes the cluster forget a chunk server. While the server holds something that is refused with EBUSY, unless
 // force is given: that is for a server that will never come back, whose data is then made anew as far as other servers have
-// what that takes. It returns how many shards the server held.
-func (f *FS) RemoveServer(ctx context.Context, id uint32, force bool) (shards uint64, err error) {
-	return f.manage(ctx, "remove", id, pb.ManageServerRequest_REMOVE, force)
+// what that takes.
+func (f *FS) RemoveServer(ctx context.Context, id uint32, force bool) error {
+	_, err := f.manage(ctx, "remove", id, pb.ManageServerRequest_REMOVE, force)
+	return err
 }
 
 func (f *FS) manage(ctx context.Context, op string, id uint32, action pb.ManageServerRequest_Action, force bool) (uint64, error) {

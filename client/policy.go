@@ -17,21 +17,13 @@ const DefaultPolicy = "default"
 type Policy struct {
 	// Own: it is recorded at the file or directory, which was given it, or was made in a directory that had it. Else the
 	// cluster's default holds.
-	Own bool
-	// The numbers are zero where the cluster's default holds and is not known: while the root directory has a policy of its
-	// own, the metaserver does not say what the default is.
+	Own          bool
 	Data, Parity int
 	MinCopies    int // shards that are written before a write counts
 }
 
-// Known tells whether the numbers are known.
-func (p Policy) Known() bool { return p.Data > 0 }
-
 // String is the policy as SetPolicy takes it: "replicas=3", "ec=4+2", "ec=4+2,min-copies=6".
 func (p Policy) String() string {
-	if !p.Known() {
-		return DefaultPolicy
-	}
 	return chunk.Layout{Data: p.Data, Parity: p.Parity, Min: p.MinCopies}.String()
 }
 
@@ -69,16 +61,11 @@ func (f *FS) policy(ctx context.Context, ino Ino) (Policy, error) {
 	if l := chunk.LayoutOf(a.Layout); !l.IsZero() {
 		return policyOf(l, true), nil
 	}
-	if ino != Root { // what the status says holds for the root, which may have a policy of its own
-		if a, _, err = f.meta.GetAttr(ctx, uint64(Root)); err != nil || a.Layout != nil {
-			return Policy{}, err
-		}
-	}
 	st, err := f.meta.Status(ctx)
 	if err != nil {
 		return Policy{}, err
 	}
-	return policyOf(chunk.LayoutOf(st.Layout), false), nil
+	return policyOf(chunk.LayoutOf(st.DefaultLayout), false), nil
 }
 
 // SetPolicy sets how data that is written from now on to the file at a path is stored, or to what is made in the directory

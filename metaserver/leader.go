@@ -20,6 +20,7 @@ import (
 	"github.com/shoalfs/shoalfs/metaserver/liveness"
 	"github.com/shoalfs/shoalfs/metaserver/namespace"
 	"github.com/shoalfs/shoalfs/metaserver/repair"
+	"github.com/shoalfs/shoalfs/metaserver/rewrite"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -43,6 +44,8 @@ type leader struct {
 	table    *lease.Table
 	live     *liveness.Tracker
 	repair   *repair.Engine
+	rewrite  *rewrite.Engine
+	orderers []orderer // the more urgent first
 	horizon  horizon
 	checking sync.Mutex // held by the one check of the cluster that may run
 
@@ -95,6 +98,8 @@ func (s *Server) promote(ctx context.Context) *leader {
 		beats: map[chunk.ServerID]*heartbeats{}, checks: map[chunk.ServerID][]uint64{}, scrubs: map[chunk.ServerID]*pb.ScrubProgress{},
 	}
 	l.repair = repair.New(repairCluster{l}, repair.Config{Logger: s.log})
+	l.rewrite = rewrite.New(rewriteCluster{repairCluster{l}}, s.rewriteConfig())
+	l.orderers = []orderer{l.repair, l.rewrite}
 	l.ctx, l.end = context.WithCancel(ctx)
 	s.taking.Store(l)
 	go func() {
@@ -128,6 +133,7 @@ func (l *leader) run() error {
 	g.Go(func() error { return l.every(ctx, tickInterval, l.expireSessions) })
 	g.Go(func() error { return l.every(ctx, tickInterval, l.noteTime) })
 	g.Go(func() error { return l.repair.Run(ctx) })
+	g.Go(func() error { return l.rewrite.Run(ctx) })
 	return g.Wait()
 }
 
@@ -368,6 +374,7 @@ func (l *leader) applied(cmd *pb.Command, res *pb.Result) {
 		l.repair.Changed()
 	case *pb.Op_RemoveServer:
 		l.live.Remove(chunk.ServerID(op.RemoveServer.Server))
+		l.cutOff(chunk.ServerID(op.RemoveServer.Server))
 		l.repair.Changed()
 	}
 }

@@ -154,6 +154,18 @@ var (
 	descRevocations = desc("revocations_total", "Leases taken back in this leadership.")
 	descLeaseWaits  = desc("lease_waits_total", "Mutations that waited for other clients in this leadership.")
 	descLapses      = desc("lease_lapses_total", "Sessions whose leases ran out while connected, in this leadership.")
+	descGarbage     = desc("garbage_bytes", "Bytes in chunks that no file refers to any more, one copy counted, by the last look.")
+	descReclaimable = desc("reclaimable_bytes", "Of the garbage, what compacting chunks that are mostly garbage would give back.")
+	descRewriting   = desc("rewrites_running", "New chunks that are being made out of others.")
+	descRewritten   = desc("rewritten_bytes_total", "Bytes of files written anew in this leadership, one copy counted.")
+	descRewrites    = desc("rewrites_total", "Chunks that were to be made out of others in this leadership, by outcome.", "outcome")
+	descConverting  = desc("converting_bytes", "Bytes of files that are being converted to their policies.")
+	descSafety      = desc("chunks_redundancy", "Sealed chunks by how many of their shards are left: full, degraded, endangered (one more loss makes them unreadable), unreadable.", "redundancy")
+	descMoving      = desc("repair_moves", "Shards that are being made anew or moved.")
+	descRepairLeft  = desc("repair_left_bytes", "Bytes to be copied until every chunk has all its shards and drained servers are empty.")
+	descRepaired    = desc("repaired_shards_total", "Shards that were made anew or moved in this leadership, by outcome.", "outcome")
+	descRepairBytes = desc("repaired_bytes_total", "Bytes of these.")
+	descHeldBack    = desc("repair_held_back", "1: repair waits, the status says for what.")
 	descServers     = desc("chunkservers", "Chunk servers by state.", "state")
 	descCapacity    = desc("capacity_bytes", "Raw space of chunk servers that are not dead, a file system that they share counted once.")
 	descFree        = desc("free_bytes", "Free raw space of chunk servers that are not dead, a file system that they share counted once.")
@@ -167,7 +179,8 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descLeads, descApplied, descDurable, descBuffered, descBytes, descFile, descFlushes,
 		descFlushed, descFlushTime, descWaitTime, descInodes, descChunks, descFileBytes, descDeletions, descSessions,
-		descConnected, descLeases, descRevocations, descLeaseWaits, descLapses, descServers, descCapacity, descFree} {
+		descConnected, descLeases, descRevocations, descLeaseWaits, descLapses, descGarbage, descReclaimable,
+		descRewriting, descRewritten, descRewrites, descConverting, descSafety, descMoving, descRepairLeft, descRepaired, descRepairBytes, descHeldBack, descServers, descCapacity, descFree} {
 		ch <- d
 	}
 }
@@ -177,8 +190,8 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	counter := func(d *prometheus.Desc, v float64) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
+	counter := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
 	}
 	s := c.s
 	st := s.db.Stats()
@@ -211,6 +224,26 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descRevocations, float64(ls.Revocations))
 	counter(descLeaseWaits, float64(ls.Waits))
 	counter(descLapses, float64(ls.Lapses))
+	rs := l.rewrite.Stats()
+	gauge(descGarbage, float64(rs.Garbage))
+	gauge(descReclaimable, float64(rs.Reclaimable))
+	gauge(descRewriting, float64(rs.Running))
+	gauge(descConverting, float64(rs.FilesLeft))
+	counter(descRewritten, float64(rs.Moved))
+	counter(descRewrites, float64(rs.Done), "done")
+	counter(descRewrites, float64(rs.Failed), "failed")
+	red, repaired := l.repair.Report(), l.repair.Stats()
+	if red.Known {
+		for state, n := range map[string]uint64{"full": red.Full, "degraded": red.Degraded, "endangered": red.Endangered, "unreadable": red.Unreadable} {
+			gauge(descSafety, float64(n), state)
+		}
+	}
+	gauge(descMoving, float64(repaired.Moving))
+	gauge(descRepairLeft, float64(red.BytesLeft))
+	counter(descRepaired, float64(repaired.Done), "done")
+	counter(descRepaired, float64(repaired.Failed), "failed")
+	counter(descRepairBytes, float64(repaired.Bytes))
+	gauge(descHeldBack, float64(min(len(red.HeldBack), 1)))
 	servers := l.live.Servers()
 	states := map[pb.ServerState]int{}
 	for _, info := range servers {

@@ -141,6 +141,15 @@ func (l *leader) attach(h *heartbeats) {
 	l.beats[h.id] = h
 }
 
+// cutOff ends the stream of a server that was removed: when it registers again it is told so.
+func (l *leader) cutOff(id chunk.ServerID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h := l.beats[id]; h != nil {
+		h.once.Do(func() { close(h.gone) })
+	}
+}
+
 func (l *leader) detach(h *heartbeats) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -176,7 +185,9 @@ func (h *heartbeats) handle(req *pb.HeartbeatRequest) error {
 			return err
 		}
 	}
-	h.l.repair.Copied(h.id, req.Copied)
+	for _, o := range h.l.orderers {
+		o.Copied(h.id, req.Copied)
+	}
 	h.l.scrubbed(h.id, req.Scrub)
 	if err := h.take(req); err != nil {
 		return err
@@ -188,7 +199,7 @@ func (h *heartbeats) handle(req *pb.HeartbeatRequest) error {
 func (h *heartbeats) tell() error {
 	l := h.l
 	reply := &pb.HeartbeatReply{
-		Term: l.term, Delete: h.order(time.Now()), Copies: l.repair.Orders(h.id, maxOrders), Check: l.takeChecks(h.id), CopyRate: l.copyRate(),
+		Term: l.term, Delete: h.order(time.Now()), Copies: l.orders(h.id), Check: l.takeChecks(h.id), CopyRate: l.copyRate(),
 	}
 	l.mu.Lock()
 	reply.ScrubPass = l.scrubPass

@@ -33,6 +33,7 @@ type fakeServer struct {
 	holds map[uint64]uint64
 	gone  []uint64 // deleted as told, ever
 	pause bool
+	full  bool // its disk is
 }
 
 func chunkServers(t *testing.T, s *running, n int) []*fakeServer {
@@ -92,7 +93,12 @@ func (f *fakeServer) run(ctx context.Context, interval time.Duration) {
 	defer tick.Stop()
 	req := &pb.HeartbeatRequest{Cluster: f.cluster, Server: f.id}
 	for first := true; ; first = false {
+		f.mu.Lock()
 		req.Disks = []*pb.DiskInfo{{Uuid: "d", Path: "/d", Capacity: 1 << 30, Free: 1 << 29}}
+		if f.full {
+			req.Disks[0].Free = 1 << 20
+		}
+		f.mu.Unlock()
 		if f.beats.Send(req) != nil {
 			return
 		}

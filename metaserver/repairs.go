@@ -16,6 +16,23 @@ const (
 	scrubEach = 1 << 10 // checks in one message
 )
 
+// orderer has chunk servers make shards. Its orders go out with the heartbeats, and the answers come back with them.
+type orderer interface {
+	// Orders returns what a server is to be told to make now, at most so many.
+	Orders(server chunk.ServerID, limit int) []*pb.CopyOrder
+	// Copied takes a server's answers, to whosever orders.
+	Copied(server chunk.ServerID, answers []*pb.CopyResult)
+}
+
+// orders asks all that have some, the more urgent first.
+func (l *leader) orders(server chunk.ServerID) []*pb.CopyOrder {
+	var out []*pb.CopyOrder
+	for _, o := range l.orderers {
+		out = append(out, o.Orders(server, maxOrders-len(out))...)
+	}
+	return out
+}
+
 // repairCluster is the leader as repair needs it.
 type repairCluster struct{ l *leader }
 

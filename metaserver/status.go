@@ -84,14 +84,18 @@ func (s *Server) Status(context.Context) (*pb.StatusReply, error) {
 	if err := s.Health(); err != nil {
 		out.Problems = append(out.Problems, fmt.Sprintf("metaserver %d: %v", s.cfg.ID, err))
 	}
+	if r := s.room.Load(); r != nil && r.short != noShortage {
+		out.Problems = append(out.Problems, fmt.Sprintf("metaserver %d takes no changes that need space: %v", s.cfg.ID, *r))
+	}
 	l := s.lead.Load()
 	if l == nil {
 		out.Problems = append(out.Problems, s.following())
 		return out, nil
 	}
-	out.Servers, out.Redundancy = l.live.Servers(), l.repair.Report()
+	out.Servers, out.Redundancy, out.Rewriting = l.live.Servers(), l.repair.Report(), l.rewriting()
 	l.fillServers(out.Servers)
 	out.Space, out.Layout = l.space(out.Servers, t.Inodes), l.rootLayout().Proto()
+	out.DefaultLayout = l.layout().Proto()
 	out.Problems = append(out.Problems, l.problems(out)...)
 	return out, nil
 }

@@ -11,9 +11,9 @@ import (
 	"github.com/shoalfs/shoalfs/internal/chunk"
 )
 
-// aside is the suffix of the name of a copy that is being made. Nothing takes it for a chunk; what a crash leaves is removed
-// when the directory is opened.
-const aside = ".copy"
+// copySuffix ends the name of a copy that is being made. Nothing takes it for a chunk; what a crash leaves is removed when the
+// directory is opened.
+const copySuffix = ".copy"
 
 // Copy is a chunk that is made of what other servers hold. Its file lies beside the chunks until it is whole and on disk, and
 // only then gets the chunk's name, in place of what the disk may have under it: whatever happens, what has that name is the
@@ -47,17 +47,20 @@ func (d *Disk) beginCopy(id chunk.ID, length uint64) (*Copy, error) {
 	if err := d.admit(length + length/64 + chunk.ChecksumBlock); err != nil { // with its records and its index
 		return nil, err
 	}
-	c := &Copy{w: &Writer{d: d, id: id, aside: true}, path: filepath.Join(d.dirOf(id), id.String()+aside)}
+	c := &Copy{w: &Writer{d: d, id: id, aside: true}, path: filepath.Join(d.dirOf(id), id.String()+copySuffix)}
 	if err := d.claimCopy(c); err != nil {
 		return nil, err
 	}
 	// One that could not be removed when it was given up may still be there.
-	err := d.fs.Remove(c.path)
+	err := d.background.Remove(c.path)
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		err = c.w.open(c.path)
+		err = c.w.open(d.background, c.path)
 	}
 	if err != nil {
 		c.release()
+		if d.ioFailed(err); d.Err() != nil {
+			err = fmt.Errorf("%w: %w", ErrFailed, err)
+		}
 		return nil, err
 	}
 	return c, nil
@@ -127,10 +130,10 @@ func (d *Disk) place(c *Copy) error {
 	if err := d.beginPlacing(c); err != nil {
 		return fmt.Errorf("copy of chunk %v: %w", id, err)
 	}
-	err := d.fs.Rename(c.path, d.pathOf(id))
+	err := d.background.Rename(c.path, d.pathOf(id))
 	c.placed = err == nil
 	if c.placed {
-		err = d.fs.SyncDir(d.dirOf(id))
+		err = d.background.SyncDir(d.dirOf(id))
 	}
 	d.endPlacing(c, err != nil)
 	if c.placed {
@@ -170,7 +173,7 @@ func (d *Disk) endPlacing(c *Copy, doubtful bool) {
 	}
 	d.removeState(c.w.id)
 	d.replaced++
-	d.chunks[c.w.id] = state{length: uint32(c.w.Length()), file: d.replaced, bad: doubtful}
+	d.setState(c.w.id, state{length: uint32(c.w.Length()), file: d.replaced, bad: doubtful})
 	if doubtful {
 		d.bad++
 	}
@@ -185,7 +188,7 @@ func (c *Copy) Discard() error {
 	c.w.done = true
 	err := c.w.file.unref()
 	if !c.placed {
-		err = errors.Join(err, c.w.d.fs.Remove(c.path))
+		err = errors.Join(err, c.w.d.background.Remove(c.path))
 	}
 	c.release()
 	return err

@@ -69,7 +69,7 @@ func (d *Disk) show(id chunk.ID, s state, w *Writer) {
 	if s.bad {
 		d.bad++
 	}
-	d.chunks[id] = s
+	d.setState(id, s)
 }
 
 // SyncDeletions makes the deletions of these chunks durable.

@@ -49,6 +49,8 @@ type Options struct {
 	Now         func() time.Time
 	// OnBad is told of each chunk found bad, once, from any goroutine.
 	OnBad func(chunk.ID, error)
+	// OnFail is told once, from any goroutine, when the disk fails as a whole: see Err and List.
+	OnFail func(error)
 	// OnSync is told how long each fsync of a chunk file took, and what came of it.
 	OnSync func(time.Duration, error)
 }
@@ -75,6 +77,9 @@ func (o *Options) defaults() {
 	if o.OnBad == nil {
 		o.OnBad = func(chunk.ID, error) {}
 	}
+	if o.OnFail == nil {
+		o.OnFail = func(error) {}
+	}
 	if o.OnSync == nil {
 		o.OnSync = func(time.Duration, error) {}
 	}
@@ -82,21 +87,24 @@ func (o *Options) defaults() {
 
 // Disk is an open data directory. All methods may be called at once from several goroutines.
 type Disk struct {
-	path string
-	uuid [16]byte
-	opts Options
-	fs   FS
-	log  *slog.Logger
-	lock *os.File
+	path       string
+	uuid       [16]byte
+	opts       Options
+	fs         FS // of what clients wait for
+	background FS // of everything else: it counts less when the disk is measured
+	log        *slog.Logger
+	lock       *os.File
 
-	identity atomic.Pointer[Identity]
-	cache    *cache
-	space    budget
-	failure  atomic.Pointer[error]
+	identity   atomic.Pointer[Identity]
+	cache      *cache
+	space      budget
+	timings    timings
+	failure    atomic.Pointer[error]
+	readErrors atomic.Int32
 
 	flushes chan flush // unbuffered: taken when the flusher is idle
 	quit    chan struct{}
-	flusher sync.WaitGroup
+	tasks   sync.WaitGroup // that run until quit is closed
 
 	mu       sync.RWMutex // never held while the disk is asked for anything: it may take for ever
 	chunks   map[chunk.ID]state
@@ -105,6 +113,7 @@ type Disk struct {
 	replaced uint32 // how often a Copy was put in place
 	closed   bool
 	bad      int
+	used     uint64 // bytes of chunks, those that are being written left out
 	foreign  int
 }
 
@@ -127,13 +136,15 @@ func Open(dir string, opts Options) (*Disk, error) {
 		return nil, fmt.Errorf("data directory %s: %w", dir, err)
 	}
 	d := &Disk{
-		path: dir, uuid: uuid, opts: opts, fs: opts.FS, log: opts.Logger.With("disk", dir), lock: lock,
+		path: dir, uuid: uuid, opts: opts, log: opts.Logger.With("disk", dir), lock: lock,
 		cache:  newCache(opts.MaxOpen, opts.IndexMemory),
 		chunks: map[chunk.ID]state{}, writers: map[chunk.ID]*Writer{}, copies: map[chunk.ID]*Copy{},
 		flushes: make(chan flush), quit: make(chan struct{}),
 	}
 	d.identity.Store(&id)
-	err = d.refreshSpace()
+	d.timings.now = opts.Now
+	d.fs, d.background = timedFS{opts.FS, &d.timings, true}, timedFS{opts.FS, &d.timings, false}
+	err = d.askSpace()
 	if err == nil {
 		err = d.scan()
 	}
@@ -141,7 +152,8 @@ func Open(dir string, opts Options) (*Disk, error) {
 		_ = lock.Close()
 		return nil, fmt.Errorf("data directory %s: %w", dir, err)
 	}
-	d.flusher.Go(d.runFlusher)
+	d.tasks.Go(d.runFlusher)
+	d.tasks.Go(d.runSpace)
 	return d, nil
 }
 
@@ -163,7 +175,7 @@ func (d *Disk) Close() error {
 		err = errors.Join(err, w.Finish())
 	}
 	close(d.quit)
-	d.flusher.Wait()
+	d.tasks.Wait()
 	d.cache.clear()
 	return errors.Join(err, d.lock.Close())
 }
@@ -220,7 +232,7 @@ func (d *Disk) Create(id chunk.ID) (*Writer, error) {
 	if err := d.claim(w); err != nil {
 		return nil, fmt.Errorf("create chunk %v: %w", id, err)
 	}
-	if err := w.open(d.pathOf(id)); err != nil {
+	if err := w.open(d.fs, d.pathOf(id)); err != nil {
 		d.forget(w)
 		return nil, fmt.Errorf("create chunk %v: %w", id, err)
 	}
@@ -228,8 +240,8 @@ func (d *Disk) Create(id chunk.ID) (*Writer, error) {
 }
 
 // open makes the file that the writer appends to.
-func (w *Writer) open(path string) error {
-	f, err := w.d.create(path)
+func (w *Writer) open(fs FS, path string) error {
+	f, err := w.d.create(fs, path)
 	if err != nil {
 		return err
 	}
@@ -245,8 +257,8 @@ func (w *Writer) open(path string) error {
 	return nil
 }
 
-func (d *Disk) create(path string) (File, error) {
-	f, err := d.fs.Create(path)
+func (d *Disk) create(on FS, path string) (File, error) {
+	f, err := on.Create(path)
 	switch {
 	case err == nil:
 		return f, nil
@@ -270,7 +282,7 @@ func (d *Disk) claim(w *Writer) error {
 	if _, ok := d.chunks[w.id]; ok || d.copies[w.id] != nil {
 		return ErrExists
 	}
-	d.chunks[w.id] = state{}
+	d.setState(w.id, state{})
 	d.writers[w.id] = w
 	return nil
 }
@@ -307,7 +319,7 @@ func (d *Disk) retire(w *Writer, sealed bool) {
 	delete(d.writers, w.id)
 	s := d.chunks[w.id]
 	s.length, s.loose = uint32(w.ix.length), !sealed
-	d.chunks[w.id] = s
+	d.setState(w.id, s)
 	over = d.cache.put(w.id, h)
 }
 
@@ -316,7 +328,14 @@ func (d *Disk) removeState(id chunk.ID) {
 	if d.chunks[id].bad {
 		d.bad--
 	}
+	d.used -= uint64(d.chunks[id].length)
 	delete(d.chunks, id)
+}
+
+// setState notes what is known of a chunk; d.mu is held.
+func (d *Disk) setState(id chunk.ID, s state) {
+	d.used += uint64(s.length) - uint64(d.chunks[id].length)
+	d.chunks[id] = s
 }
 
 // Has says whether there is a copy of the chunk, good or bad.
@@ -360,13 +379,15 @@ type Report struct {
 	Bad    bool
 }
 
-// List returns all chunks, in no order.
+// List returns all chunks, in no order. Those of a disk that failed are all bad: what can still be read of them is good as ever, but
+// they have to be kept elsewhere from now on.
 func (d *Disk) List() []Report {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
+	failed := d.Err() != nil
 	all := make([]Report, 0, len(d.chunks))
 	for id, s := range d.chunks {
-		r := Report{ID: id, Length: uint64(s.length), Bad: s.bad}
+		r := Report{ID: id, Length: uint64(s.length), Bad: s.bad || failed}
 		if w := d.writers[id]; w != nil {
 			r.Length = w.Length()
 		}

@@ -14,7 +14,7 @@ func (d *Disk) acquire(id chunk.ID) (handle, error) {
 	if err != nil || h.file != nil {
 		return h, err
 	}
-	f, err := d.openChunk(id, h.of)
+	f, err := d.openChunk(d.fs, id, h.of)
 	if err != nil {
 		return handle{}, err
 	}
@@ -31,8 +31,8 @@ func (d *Disk) acquire(id chunk.ID) (handle, error) {
 }
 
 // openChunk opens the file of a chunk, which should be there.
-func (d *Disk) openChunk(id chunk.ID, of uint32) (File, error) {
-	f, err := d.fs.Open(d.pathOf(id))
+func (d *Disk) openChunk(on FS, id chunk.ID, of uint32) (File, error) {
+	f, err := on.Open(d.pathOf(id))
 	if err == nil {
 		return f, nil
 	}

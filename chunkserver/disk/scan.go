@@ -42,7 +42,7 @@ func (d *Disk) scanDir(low int) error {
 		return err
 	}
 	for _, name := range names {
-		if id, err := parseName(name, aside, low); err == nil {
+		if id, err := parseName(name, copySuffix, low); err == nil {
 			d.removeAside(filepath.Join(dir, name), id)
 			continue
 		}
@@ -59,7 +59,7 @@ func (d *Disk) scanDir(low int) error {
 			return err
 		}
 		d.mu.Lock()
-		d.chunks[id] = s
+		d.setState(id, s)
 		if s.bad {
 			d.bad++
 		}
@@ -70,7 +70,7 @@ func (d *Disk) scanDir(low int) error {
 
 // removeAside removes a copy that was being made when the server stopped: it is in no chunk's place yet.
 func (d *Disk) removeAside(path string, id chunk.ID) {
-	if err := d.fs.Remove(path); err != nil {
+	if err := d.background.Remove(path); err != nil {
 		d.ioFailed(err)
 		d.log.Warn("an unfinished copy could not be removed", "file", path, "err", err)
 		return
@@ -93,7 +93,7 @@ func parseName(name, suffix string, low int) (chunk.ID, error) {
 // inspect reads what a chunk file holds. One that was being written is sealed, if it is whole: after that it takes appends
 // no more, and opens at once. An error says that the process lacks something, and nothing about the chunk.
 func (d *Disk) inspect(id chunk.ID) (state, error) {
-	f, err := d.fs.Open(d.pathOf(id))
+	f, err := d.background.Open(d.pathOf(id))
 	if lacking(err) {
 		return state{}, err
 	}
@@ -156,7 +156,7 @@ func (d *Disk) sealRecovered(f File, id chunk.ID, l *loaded) bool {
 }
 
 func (d *Disk) badState(id chunk.ID, length uint64, err error) state {
-	d.ioFailed(err)
+	d.readFailed(id, err)
 	d.log.Error("a chunk file is damaged; it is kept, but has to be copied from another server", "chunk", id, "err", err)
 	return state{length: uint32(length), bad: true}
 }

@@ -23,7 +23,7 @@ func (d *Disk) Verify(ctx context.Context, id chunk.ID, pace func(context.Contex
 	if err != nil {
 		return fmt.Errorf("chunk %v: %w", id, err)
 	}
-	f, err := d.openChunk(id, s.file)
+	f, err := d.openChunk(d.background, id, s.file)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"maps"
 	"os"
 	"path/filepath"
@@ -53,6 +52,14 @@ func TestUsageErrors(t *testing.T) {
 		{"servers remove 4294967296", "chunk server 4294967296"},
 		{"servers remove 1 2", "unexpected argument \"2\""},
 		{"servers lose 1", "unexpected argument \"lose\""},
+		{"chunk --data d --meta h:1 --scrub-rate fast", "--scrub-rate fast: invalid argument, want bytes a second, such as 8M, or off"},
+		{"chunk --data d --meta h:1 --scrub-rate 0", "--scrub-rate 0"},
+		{"chunk --data d --meta h:1 --scrub-rate unlimited", "or off"},
+		{"up --scrub-rate -1", "--scrub-rate -1"},
+		{"up --repair-rate off", "or unlimited"},
+		{"meta --id 1 --data d --repair-rate 1e3", "--repair-rate 1e3"},
+		{"scrub all", "unexpected argument \"all\""},
+		{"fsck shoal:/x", "unexpected argument"},
 		{"policy", "policy get"},
 		{"policy apply x", "unknown command"},
 		{"policy get local", "shoal:/path"},
@@ -409,91 +416,5 @@ func TestWhatTheClusterSaysOfItself(t *testing.T) {
 	}
 	if got := must(t, "df", "-h"); !strings.Contains(got, "Avail") {
 		t.Error(got)
-	}
-}
-
-func TestPolicies(t *testing.T) {
-	dir := onCluster(t)
-	get := func(path, want string) {
-		t.Helper()
-		if got := must(t, "policy", "get", path); got != path+": "+want+"\n" {
-			t.Errorf("%q, want %q", got, want)
-		}
-	}
-	must(t, "mkdir", dir+"/old")
-	get(dir, "replicas=3, 2 of 3 before a write counts; the cluster's default")
-	must(t, "policy", "set", dir, "ec=2+1")
-	must(t, "mkdir", dir+"/new")
-	get(dir, "ec=2+1, 3 of 3 before a write counts; its own")
-	get(dir+"/new", "ec=2+1, 3 of 3 before a write counts; its own")
-	get(dir+"/old", "replicas=3, 2 of 3 before a write counts; the cluster's default")
-	if p := fromJSON[jsonPolicy](t, must(t, "policy", "get", "--json", dir+"/new")); !p.Own || p.jsonLayout != (jsonLayout{"ec=2+1", 2, 1, 3}) {
-		t.Errorf("%+v", p)
-	}
-	must(t, "policy", "set", dir, "replicas=2,min-copies=1")
-	get(dir, "replicas=2,min-copies=1, 1 of 2 before a write counts; its own")
-	must(t, "policy", "set", dir, "default")
-	if p := fromJSON[jsonPolicy](t, must(t, "policy", "get", "--json", dir)); p.Own || p.Policy != "replicas=3" || p.MinCopies != 2 {
-		t.Errorf("%+v", p)
-	}
-	fails(t, exitFailed, []string{dir + "/no such thing: no such file"}, "policy", "get", dir+"/no such thing")
-	fails(t, exitFailed, []string{dir + "/no such thing: no such file"}, "policy", "set", dir+"/no such thing", "replicas=2")
-	fails(t, exitFailed, []string{dir + ": ec=4+2 needs 6 chunk servers"}, "policy", "set", dir, "ec=4+2")
-}
-
-func TestFormats(t *testing.T) {
-	for n, want := range map[uint64]string{0: "0", 1023: "1023", 1024: "1.0K", 1025: "1.1K", 10 << 10: "10K", 10<<10 + 1: "11K", 1<<20 - 1: "1.0M", 5 << 30: "5.0G", 1<<64 - 1: "16E"} {
-		if got := humanSize(n); got != want {
-			t.Errorf("humanSize(%d) = %s, want %s", n, got, want)
-		}
-	}
-	for n, want := range map[uint64]string{0: "0", 1: "1", 1024: "1", 1025: "2"} {
-		if got := blocks(n, false); got != want {
-			t.Errorf("blocks(%d) = %s, want %s", n, got, want)
-		}
-	}
-	for mode, want := range map[uint32]string{0o100644: "-rw-r--r--", 0o041777: "drwxrwxrwt", 0o104755: "-rwsr-xr-x", 0o102640: "-rw-r-S---", 0o120777: "lrwxrwxrwx", 0o010600: "prw-------"} {
-		if got := modeString(mode); got != want {
-			t.Errorf("modeString(%o) = %s, want %s", mode, got, want)
-		}
-	}
-	now := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
-	for ago, want := range map[time.Duration]string{time.Hour: "Jul  1 11:00", 300 * 24 * time.Hour: "Sep  4  2025", -48 * time.Hour: "Jul  3  2026"} {
-		if got := listTime(now.Add(-ago), now); got != want {
-			t.Errorf("listTime of %v ago = %q, want %q", ago, got, want)
-		}
-	}
-	if got := shown("a\x1b[31m\nb\xffü", true); got != "a?[31m?b?ü" {
-		t.Errorf("%q", got)
-	}
-	var b bytes.Buffer
-	if err := inColumns(&b, []string{"aaaa", "b", "cc", "dddddd", "e"}, 14); err != nil || b.String() != "aaaa  dddddd\nb     e\ncc\n" {
-		t.Errorf("%q, %v", b.String(), err)
-	}
-}
-
-func TestLocations(t *testing.T) {
-	for arg, want := range map[string]location{
-		"-":               {std: true, path: "-", base: "-"},
-		"shoal:/a/b":      {remote: true, path: "/a/b", base: "b"},
-		"shoal:a":         {remote: true, path: "/a", base: "a"},
-		"shoal:":          {remote: true, path: "/"},
-		"shoal:/":         {remote: true, path: "/", slash: true},
-		"shoal:/a/../../": {remote: true, path: "/", slash: true},
-		"shoal:/a/":       {remote: true, path: "/a", base: "a", slash: true},
-		"./shoal:x":       {path: "./shoal:x", base: "shoal:x"},
-		"a/.":             {path: "a/."},
-		"/":               {path: "/", slash: true},
-	} {
-		if got := parseLocation(arg); got != want {
-			t.Errorf("%q: %+v, want %+v", arg, got, want)
-		}
-	}
-	for source, want := range map[string][2]string{
-		"h:1": {"h:1", ""}, "h:1,i:2": {"h:1,i:2", ""}, "h:1:/": {"h:1", "/"}, "h:1,i:2:/a/b/": {"h:1,i:2", "/a/b"}, "[::1]:7:/x/../..": {"[::1]:7", "/"},
-	} {
-		if addrs, sub := parseSource(source); addrs != want[0] || sub != want[1] {
-			t.Errorf("%q: %q %q", source, addrs, sub)
-		}
 	}
 }

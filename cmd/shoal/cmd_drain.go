@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,6 +16,7 @@ import (
 const (
 	pollEvery  = 500 * time.Millisecond // how often the cluster is asked how far it is
 	stallAfter = 3 * time.Second        // without progress before it is said what holds it up
+	settleFor  = pollEvery              // how long a server has to be empty: the last write may just be on its way into the metadata
 )
 
 func newDrain(c *cli) *cobra.Command {
@@ -82,7 +84,7 @@ func (c *cli) awaitDrain(cmd *cobra.Command, fsys *client.FS, d *drain) error {
 type drain struct {
 	id          uint32
 	total, left uint64    // shards
-	moved       time.Time // when `left` last changed
+	moved       time.Time // when left last changed
 	told        string    // what held it up when that was last said
 }
 
@@ -102,12 +104,15 @@ func (d *drain) look(now time.Time, servers []*pb.ServerInfo, r *pb.Redundancy) 
 	switch {
 	case !s.Draining:
 		return false, "", fmt.Errorf("chunk server %d: the drain was taken back; it holds %s", d.id, plural(s.Shards, "shard"))
-	case s.Shards == 0 && !unknown:
+	case s.Shards == 0 && !unknown && now.Sub(d.moved) >= settleFor:
 		return true, fmt.Sprintf("chunk server %d holds nothing any more: it can be stopped; 'shoal servers remove %d' makes the cluster forget it", d.id, d.id), nil
 	case now.Sub(d.moved) < stallAfter:
 		return false, "", nil
 	}
-	why := joined("; ", s.Problem, s.Progress, r.GetHeldBack())
+	why := joined("; ", s.Problem, s.Progress)
+	if held := r.GetHeldBack(); !strings.Contains(why, held) {
+		why = joined("; ", why, held)
+	}
 	switch {
 	case why != "":
 	case unknown:

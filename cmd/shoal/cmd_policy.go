@@ -96,10 +96,7 @@ and only one that the cluster has enough healthy chunk servers for.`,
 
 // policyString says a policy in words.
 func policyString(p client.Policy) string {
-	switch {
-	case !p.Known():
-		return "the cluster's default, which the metaserver does not tell while the root directory has a policy of its own"
-	case p.Own:
+	if p.Own {
 		return fmt.Sprintf("%v, %s; its own", p, counts(p.MinCopies, p.Data+p.Parity))
 	}
 	return fmt.Sprintf("%v, %s; the cluster's default", p, counts(p.MinCopies, p.Data+p.Parity))

@@ -72,13 +72,12 @@ never come back, is given up with --force, and made anew as far as the other ser
 		Args:    exactly(1, "the number of a chunk server"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.withServer(cmd.Context(), args[0], func(fsys *client.FS, id uint32) error {
-				shards, err := fsys.RemoveServer(cmd.Context(), id, force)
-				if err != nil {
+				if err := fsys.RemoveServer(cmd.Context(), id, force); err != nil {
 					return err
 				}
 				line := fmt.Sprintf("chunk server %d is removed", id)
-				if shards > 0 {
-					line += fmt.Sprintf("; it held %s: 'shoal status' says what that leaves", plural(shards, "shard"))
+				if force {
+					line += "; 'shoal status' says how safe the data is without it"
 				}
 				return c.announce(line)
 			})

@@ -18,8 +18,13 @@ func newStatus(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show how the cluster is, and what is wrong",
-		Long:  "status shows servers, space and what is wrong. The exit status is 0 whenever the cluster answers.",
-		Args:  exactly(0, "nothing"),
+		Long: `status shows how the cluster is. Its first line says whether the data is safe and, if it is not as safe as it should be, when it
+will be; then come what is wrong, space, and the servers. The exit status is 0 whenever the cluster answers.
+
+With --json the object "redundancy" has that line (summary) and its numbers: of sealed chunks, how many are full (all their shards are
+there), degraded (fewer, and one more loss does no harm), endangered (one more loss makes them unreadable) and unreadable; shards
+being made (moving) and bytes left to copy. Only where "known" is true do they count all chunks.`,
+		Args: exactly(0, "nothing"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.withFS(cmd.Context(), func(fsys *client.FS) error {
 				st, err := fsys.Status(cmd.Context())
@@ -39,6 +44,7 @@ func newStatus(c *cli) *cobra.Command {
 
 type jsonStatus struct {
 	Cluster      string       `json:"cluster"`
+	Redundancy   *redundancy  `json:"redundancy,omitempty"` // from the leader only
 	Problems     []string     `json:"problems"`
 	Files        uint64       `json:"files"`  // inodes
 	Bytes        uint64       `json:"bytes"`  // of file data
@@ -70,11 +76,31 @@ type jsonMember struct {
 	State   string `json:"state"`
 }
 
+type redundancy struct {
+	Summary        string `json:"summary"`
+	Known          bool   `json:"known"`
+	Full           uint64 `json:"full"` // chunks, as are the next three
+	Degraded       uint64 `json:"degraded"`
+	Endangered     uint64 `json:"endangered"`
+	Unreadable     uint64 `json:"unreadable"`
+	Moving         uint64 `json:"moving"` // shards
+	BytesLeft      uint64 `json:"bytes_left"`
+	BytesPerSecond uint64 `json:"bytes_per_second"`
+	ETASeconds     uint64 `json:"eta_seconds"` // 0: not known
+	HeldBack       string `json:"held_back"`
+	Drains         uint64 `json:"drains"`    // shards on servers that are being drained
+	Misplaced      uint64 `json:"misplaced"` // what rebalancing would move
+}
+
 func statusToJSON(st *pb.StatusReply) jsonStatus {
 	j := jsonStatus{
 		Cluster: st.Cluster, Problems: append([]string{}, st.Problems...), Files: st.Inodes, Bytes: st.FileBytes, Chunks: st.Chunks,
 		Deletions: st.Deletions, Sessions: st.Sessions, Available: st.GetSpace().GetAvailable(), RawSize: st.GetSpace().GetCapacity(),
 		RawFree: st.GetSpace().GetFree(), Index: st.Index, Metaservers: []jsonMember{}, Chunkservers: serversToJSON(st.Servers),
+	}
+	if r := st.Redundancy; r != nil {
+		j.Redundancy = &redundancy{r.Summary, r.Known, r.Full, r.Degraded, r.Endangered, r.Unreadable, r.Moving, r.BytesLeft, r.BytesPerSecond,
+			r.EtaSeconds, r.HeldBack, r.Drains, r.Misplaced}
 	}
 	if l := st.Layout; l != nil {
 		layout := layoutToJSON(chunk.LayoutOf(l))
@@ -88,6 +114,9 @@ func statusToJSON(st *pb.StatusReply) jsonStatus {
 
 func writeStatus(w io.Writer, st *pb.StatusReply) error {
 	var b strings.Builder
+	if s := st.GetRedundancy().GetSummary(); s != "" {
+		b.WriteString(s + "\n\n")
+	}
 	fmt.Fprintf(&b, "cluster       %s\n", st.Cluster)
 	if len(st.Problems) == 0 {
 		b.WriteString("health        all is well\n")

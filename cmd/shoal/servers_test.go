@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/shoalfs/shoalfs/client"
 	"github.com/shoalfs/shoalfs/internal/fserr"
 	"github.com/shoalfs/shoalfs/internal/metafake"
 	"github.com/shoalfs/shoalfs/internal/rpc"
@@ -95,7 +94,7 @@ func TestDrainAndRemove(t *testing.T) {
 
 func TestRemoveByForce(t *testing.T) {
 	onMoving(t, 1, 0)
-	if got := must(t, "servers", "remove", "3", "--force"); got != "chunk server 3 is removed; it held 1 shard: 'shoal status' says what that leaves\n" {
+	if got := must(t, "servers", "remove", "3", "--force"); got != "chunk server 3 is removed; 'shoal status' says how safe the data is without it\n" {
 		t.Errorf("%q", got)
 	}
 }
@@ -197,17 +196,10 @@ func TestServersTable(t *testing.T) {
 // A metaserver that is older than a command is said to be.
 func TestMetaserverTooOld(t *testing.T) {
 	onFake(t)
-	for _, args := range []string{"servers drain 1", "servers undrain 1", "servers remove 1"} {
+	for _, args := range []string{"servers drain 1", "servers undrain 1", "servers remove 1", "scrub", "fsck"} {
 		r := shoal(t, strings.Fields(args)...)
 		if r.status != exitFailed || !strings.Contains(r.err, "the metaserver does not know how to; its shoal is older than this one") || strings.Contains(r.err, "rpc") {
 			t.Errorf("%s: %d %q", args, r.status, r.err)
 		}
-	}
-}
-
-// Below a root directory with a policy of its own the default is not known.
-func TestPolicyNotKnown(t *testing.T) {
-	if got := policyString(client.Policy{}); !strings.Contains(got, "does not tell") {
-		t.Errorf("%q", got)
 	}
 }

@@ -296,8 +296,8 @@ func (t *Tracker) reason(s *server, now time.Time) string {
 		return fmt.Sprintf("%d of %d disks failed", s.diskErrors, len(s.disks))
 	case s.inventory.Foreign > 0:
 		return fmt.Sprintf("%d chunks are of no id that this cluster gave out; left alone", s.inventory.Foreign)
-	case s.heard && s.capacity > 0 && s.free == 0:
-		return "no free space"
+	case s.heard && s.capacity > 0 && s.full():
+		return "no free space: it takes no new data"
 	}
 	return ""
 }
@@ -314,7 +314,7 @@ func (t *Tracker) Candidates(want int, avoid []uint32) []*pb.Candidate {
 	now := time.Now()
 	var best, reported, avoided []*pb.Candidate
 	for _, s := range t.servers {
-		if !s.heard || s.free == 0 || s.Draining || now.Sub(s.seen) >= t.cfg.SuspectAfter {
+		if !s.up(now, t.cfg.SuspectAfter) || s.full() {
 			continue
 		}
 		c := &pb.Candidate{Server: uint32(s.ID), Weight: s.free, Domain: s.path()}
@@ -335,6 +335,30 @@ func (t *Tracker) Candidates(want int, avoid []uint32) []*pb.Candidate {
 	}
 	slices.SortFunc(best, func(a, b *pb.Candidate) int { return cmp.Compare(a.Server, b.Server) })
 	return best
+}
+
+// leastFree is how little free space makes a server full, in bytes: what comes in one write of a chunk, and some more. Of a tiny
+// server it is a hundredth.
+const leastFree = 4 << 20
+
+func (s *server) full() bool { return s.free < min(leastFree, max(s.capacity/100, 1)) }
+
+// up tells whether a server takes new data, if it has room.
+func (s *server) up(now time.Time, suspectAfter time.Duration) bool {
+	return s.heard && !s.Draining && s.capacity > 0 && now.Sub(s.seen) < suspectAfter
+}
+
+// Full is how many servers would take new data if they had room.
+func (t *Tracker) Full() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now, n := time.Now(), 0
+	for _, s := range t.servers {
+		if s.up(now, t.cfg.SuspectAfter) && s.full() {
+			n++
+		}
+	}
+	return n
 }
 
 // path is where the server stands, widest domain first. Levels that it does not name are empty.

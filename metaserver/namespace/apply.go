@@ -191,6 +191,12 @@ func (x *tx) applyOwn(op *pb.Op) (*pb.Result, error) {
 		return x.setServer(op.SetServer)
 	case *pb.Op_RemoveServer:
 		return x.removeServer(op.RemoveServer)
+	case *pb.Op_StartRewrite:
+		return x.startRewrite(op.StartRewrite)
+	case *pb.Op_FinishRewrite:
+		return x.finishRewrite(op.FinishRewrite)
+	case *pb.Op_DropRewrites:
+		return x.dropRewrites(op.DropRewrites)
 	case *pb.Op_RepairState:
 		return x.repairState(op.RepairState)
 	}

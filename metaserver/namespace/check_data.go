@@ -111,7 +111,7 @@ func (c *checker) checkShards(rec *ChunkRecord) {
 	if rec.Length == 0 && bits.OnesCount32(rec.Held) > 0 {
 		c.hopeless("chunk %v is empty, but %d of its shards are whole", rec.ID, rec.Holders())
 	}
-	if rec.Owner != 0 && !sessionExists(c.r, rec.Owner) {
+	if rec.Owner != 0 && !ownerExists(c.r, rec.Owner) {
 		c.broken(stageRecords, fix, "chunk %v is written by session %d, which does not exist", rec.ID, rec.Owner)
 	}
 	for k := range rec.Moves {
@@ -288,7 +288,7 @@ func (c *checker) checkChunks() {
 			continue
 		}
 		c.checkLive(ch)
-		if ch.owner != 0 && !ch.owned && sessionExists(c.r, ch.owner) {
+		if ch.owner != 0 && !ch.owned && ownerExists(c.r, ch.owner) {
 			c.broken(stageIndexes, indexFix(bOwned, key16(ch.owner, uint64(ch.id)), 0), "chunk %v, written by session %d, is not in the index of such", ch.id, ch.owner)
 		}
 		if ch.degraded && !ch.inDegraded {

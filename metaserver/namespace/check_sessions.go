@@ -19,6 +19,9 @@ func sessionExists(r kv.Reader, id uint64) bool {
 	return r.Get(bSession, key8(id)) != nil || r.Get(bResult, key16(id, 0)) != nil
 }
 
+// ownerExists tells whether there is anything of whoever writes a chunk.
+func ownerExists(r kv.Reader, owner uint64) bool { return owner == Rewriter || sessionExists(r, owner) }
+
 func (c *checker) readSessions() {
 	c.begin("sessions", c.want.sessions)
 	c.each(bSession, 8, func(k []byte) {

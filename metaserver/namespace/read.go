@@ -339,9 +339,9 @@ func Sessions(r kv.Reader) []uint64 {
 	return out
 }
 
-// Owned is how many chunks are being written.
+// Owned is how many chunks are being written, rewritten ones included.
 func Owned(r kv.Reader) uint64 {
-	var n uint64
+	n := uint64(len(Rewrites(r)))
 	r.Scan(bSession, nil, func(k, v []byte) bool {
 		if len(k) == 8 {
 			if s, err := decodeSession(binary.BigEndian.Uint64(k), v); err == nil {

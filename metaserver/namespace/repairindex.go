@@ -35,7 +35,7 @@ func (x *tx) fixIndex(f *pb.StateFix) bool {
 	case bOwned:
 		c, err := getChunk(x, chunk.ID(keyNumber(k[8:])))
 		session := keyNumber(k[:8])
-		return err == nil && x.setPresent(b, k, c != nil && c.Owner == session && sessionExists(x, session))
+		return err == nil && x.setPresent(b, k, c != nil && c.Owner == session && ownerExists(x, session))
 	case bDegraded:
 		c, err := getChunk(x, chunk.ID(keyNumber(k)))
 		return err == nil && x.setPresent(b, k, c != nil && c.degraded())
@@ -53,7 +53,7 @@ func (x *tx) fixIndex(f *pb.StateFix) bool {
 		return x.fixDeletion(k)
 	case bDeletionIndex:
 		v := x.Get(b, k)
-		if v != nil && len(v) == 9 && v[0] == formatVersion && x.Get(bDeletion, deletionOf(k, v)) != nil {
+		if len(v) == 9 && v[0] == formatVersion && x.Get(bDeletion, deletionOf(k, v)) != nil {
 			return false
 		}
 		return x.dropIndex(b, k) // what the server has is found by its inventory

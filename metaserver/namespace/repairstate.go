@@ -198,7 +198,7 @@ func (x *tx) fixChunk(id chunk.ID) bool {
 		return false
 	}
 	changed := false
-	if c.Owner != 0 && !sessionExists(x, c.Owner) {
+	if c.Owner != 0 && !ownerExists(x, c.Owner) {
 		x.Delete(bOwned, key16(c.Owner, uint64(id)))
 		c.Owner = 0
 		changed = true

@@ -28,7 +28,6 @@ const (
 func (e *Engine) start(ctx context.Context, now time.Time) error {
 	e.mu.Lock()
 	wait := e.heldBack != "" || !e.settled
-	e.blocked = blocked{}
 	e.mu.Unlock()
 	if wait {
 		return nil
@@ -110,7 +109,7 @@ func (e *Engine) planOne(c *namespace.ChunkRecord, now time.Time) (moves []*move
 	return moves, urgency, v
 }
 
-// blocked is what the last attempt could not start.
+// blocked is what could not be started since the last survey.
 type blocked struct {
 	nowhere  int
 	hopeless int

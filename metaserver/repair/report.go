@@ -106,6 +106,25 @@ func summary(r *pb.Redundancy) string {
 	return b.String()
 }
 
+// Urgent says why what can wait should: shards are missing, and the servers have enough to do to make them, or it is not known
+// yet what is missing. It is empty while nothing is urgent.
+func (e *Engine) Urgent() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.heldBack != "":
+		return e.heldBack
+	case !e.settled:
+		return "the leader is new and still hears from the chunk servers"
+	}
+	for _, l := range e.queue.lists[:leaving] {
+		if len(l) > 0 {
+			return "repair makes shards anew that are missing"
+		}
+	}
+	return ""
+}
+
 func chunks(n uint64) string {
 	if n == 1 {
 		return "1 chunk"

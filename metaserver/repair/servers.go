@@ -53,7 +53,7 @@ func (e *Engine) learn(now time.Time) {
 		s.address, s.state, s.draining = info.Address, info.State, info.Draining
 		s.domain = e.cluster.Domain(id)
 		s.capacity, s.free, s.used = info.Capacity, info.Free, usedBy(info)
-		s.usable = s.state == pb.ServerState_SERVER_STATE_HEALTHY && !s.draining && s.free > 0
+		s.usable = s.state == pb.ServerState_SERVER_STATE_HEALTHY && !s.draining && s.capacity > 0
 		if s.dead() != (was == pb.ServerState_SERVER_STATE_DEAD) || drained != s.draining || was == pb.ServerState_SERVER_STATE_UNKNOWN && s.state != was {
 			e.stale = true
 		}

@@ -27,7 +27,6 @@ type fakeServer struct {
 	mu        sync.Mutex
 	cond      *sync.Cond
 	chunks    map[chunk.ID][]byte
-	writing   map[chunk.ID]bool
 	failAfter int  // frames, then every append fails; -1: never
 	stall     bool // acknowledge nothing
 	stallRead bool
@@ -56,20 +55,9 @@ func (s *fakeServer) heal() {
 	})
 }
 
-// purge forgets the chunks that nobody writes, for tests that have no use for them any more.
-func (s *fakeServer) purge() {
-	s.set(func(s *fakeServer) {
-		for id := range s.chunks {
-			if !s.writing[id] {
-				delete(s.chunks, id)
-			}
-		}
-	})
-}
-
 func startFakeServer(t testing.TB, id chunk.ServerID) *fakeServer {
 	t.Helper()
-	s := &fakeServer{id: id, failAfter: -1, chunks: map[chunk.ID][]byte{}, writing: map[chunk.ID]bool{}}
+	s := &fakeServer{id: id, failAfter: -1, chunks: map[chunk.ID][]byte{}}
 	s.cond = sync.NewCond(&s.mu)
 	var err error
 	if s.rpc, err = rpc.NewServer("127.0.0.1:0", slog.New(slog.DiscardHandler)); err != nil {
@@ -102,7 +90,6 @@ func (s *fakeServer) Append(stream rpc.AppendStream) error {
 	var id chunk.ID
 	stop := context.AfterFunc(stream.Context(), func() { s.set(func(*fakeServer) {}) })
 	defer stop()
-	defer func() { s.set(func(s *fakeServer) { delete(s.writing, id) }) }()
 	for first := true; ; first = false {
 		head, payload, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -141,7 +128,6 @@ func (s *fakeServer) appendFrame(ctx context.Context, head *pb.AppendHeader, pay
 		if _, there := s.chunks[*id]; there {
 			return nil, status.Error(codes.AlreadyExists, "the chunk exists")
 		}
-		s.writing[*id] = true
 	}
 	if s.down {
 		return nil, errDown

@@ -3,8 +3,11 @@ package data
 import (
 	"context"
 	"errors"
+	"fmt"
+	"github.com/shoalfs/shoalfs/internal/chunk"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,47 +23,76 @@ type model struct {
 	f      *File
 	view   []byte
 	seed   uint64
-	faulty *fakeServer
+	faults int // servers that may fail at once
+	faulty []*fakeServer
 }
 
 const modelMax = 3 << 20
 
-// TestFileAgainstModel does random operations on a file while a server at a time fails in random ways: no operation may
-// fail, and no byte may be wrong, in this client at any time and in another one after every commit.
+// TestFileAgainstModel does random operations on a file while a server at a time, of codes as many as have parity, fail in
+// random ways: no operation may fail, and no byte may be wrong, in this client at any time and in another one after every
+// commit.
 func TestFileAgainstModel(t *testing.T) {
-	for _, servers := range []int{3, 4} {
-		x := newFixture(t, servers, 3, 2, func(c *StoreConfig) {
-			c.StallTimeout, c.ReadTimeout, c.CacheBytes = 50*time.Millisecond, 20*time.Millisecond, 2<<20
-		})
-		other := &fixture{t: t, meta: x.meta, pool: x.pool}
-		var err error
-		cfg := x.store.cfg
-		cfg.CacheBytes = -1
-		if other.store, err = NewStore(cfg); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = other.store.Close() })
-		rapid.Check(t, func(t *rapid.T) {
-			m := &model{x: x, other: other, f: x.file()}
-			t.Repeat(map[string]func(*rapid.T){
-				"write":    m.write,
-				"rewrite":  m.write,
-				"append":   m.append,
-				"truncate": m.truncate,
-				"read":     m.read,
-				"commit":   m.commit,
-				"reopen":   m.reopen,
-				"fault":    m.fault,
-				"":         func(*rapid.T) {},
+	for _, tc := range []struct {
+		servers, faults int
+		policies        []string
+	}{
+		{3, 1, nil},
+		{4, 1, nil},
+		{6, 2, []string{"ec=4+2"}},
+		{9, 2, []string{"ec=4+2", "ec=3+2", "ec=2+3"}},
+		{5, 1, []string{"ec=3+1", "ec=2+1", "", "replicas=2"}},
+	} {
+		t.Run(fmt.Sprintf("%d servers %s", tc.servers, strings.Join(tc.policies, " ")), func(t *testing.T) {
+			x := newFixture(t, tc.servers, 3, 2, func(c *StoreConfig) {
+				c.StallTimeout, c.ReadTimeout, c.CacheBytes = 100*time.Millisecond, 20*time.Millisecond, 2<<20
 			})
-			m.check(t)
-			m.reopen(t)
-			m.check(t)
-			m.must(t, m.f.Close(m.ctx(t)))
-			m.heal()
-			for _, s := range x.servers {
-				s.purge()
+			other := &fixture{t: t, meta: x.meta, pool: x.pool}
+			var err error
+			cfg := x.store.cfg
+			cfg.CacheBytes = -1
+			if other.store, err = NewStore(cfg); err != nil {
+				t.Fatal(err)
 			}
+			t.Cleanup(func() { _ = other.store.Close() })
+			policies := []chunk.Layout{{}}
+			for i, s := range tc.policies {
+				policies = append(policies[:i], chunk.Layout{})
+				if s == "" {
+					continue
+				}
+				if policies[i], err = chunk.ParseLayout(s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			rapid.Check(t, func(t *rapid.T) {
+				x.layout = policies[0]
+				m := &model{x: x, other: other, f: x.file(), faults: tc.faults}
+				defer m.heal()
+				ops := map[string]func(*rapid.T){
+					"write":    m.write,
+					"rewrite":  m.write,
+					"append":   m.append,
+					"truncate": m.truncate,
+					"read":     m.read,
+					"commit":   m.commit,
+					"reopen":   m.reopen,
+					"fault":    m.fault,
+					"":         func(*rapid.T) {},
+				}
+				if len(policies) > 1 {
+					ops["policy"] = func(t *rapid.T) {
+						m.f.Observe(x.meta.setLayout(m.f.inode, rapid.SampledFrom(policies).Draw(t, "policy")))
+					}
+				}
+				t.Repeat(ops)
+				m.check(t)
+				m.reopen(t)
+				m.check(t)
+				m.must(t, m.f.Close(m.ctx(t)))
+				m.heal()
+				x.purge()
+			})
 		})
 	}
 }
@@ -151,7 +183,13 @@ func (m *model) checkFile(t *rapid.T, f *File, off, length int) {
 		t.Fatalf("the size is %d, want %d", got, len(m.view))
 	}
 	p := pattern(length, 99)
-	n, err := f.ReadAt(m.ctx(t), p, int64(off))
+	ctx, cancel := context.WithTimeout(m.ctx(t), 10*time.Second)
+	defer cancel()
+	n, err := f.ReadAt(ctx, p, int64(off))
+	if errors.Is(err, context.DeadlineExceeded) && m.surprised() {
+		m.heal()
+		n, err = f.ReadAt(m.ctx(t), p, int64(off))
+	}
 	want := m.view[off:min(len(m.view), off+length)]
 	if n != len(want) || (n < length) != errors.Is(err, io.EOF) || err != nil && !errors.Is(err, io.EOF) {
 		t.Fatalf("read %d bytes at %d of %d: %d, %v", length, off, len(m.view), n, err)
@@ -162,18 +200,43 @@ func (m *model) checkFile(t *rapid.T, f *File, off, length int) {
 }
 
 func (m *model) heal() {
-	if m.faulty != nil {
-		m.faulty.heal()
-		m.faulty = nil
+	for _, s := range m.faulty {
+		s.heal()
 	}
+	m.faulty = nil
+	m.x.meta.with(func(x *fakeMeta) { clear(x.down) })
+	m.x.forgive() // else chunks are placed on so few servers that they bear no failure
+	m.other.forgive()
 }
 
-// fault heals the server that fails and has one fail in some way.
+// surprised tells whether a server that nothing is wrong with was given up: this machine was so busy that it seemed to stall.
+// Then more are down than there is parity for.
+func (m *model) surprised() bool {
+	h := m.x.store.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, s := range h.servers {
+		if s.failures > 0 && !slices.Contains(m.faulty, m.x.servers[id-1]) {
+			return true
+		}
+	}
+	return false
+}
+
+// fault heals the servers that fail and has others fail in some way.
 func (m *model) fault(t *rapid.T) {
 	m.heal()
-	// One at a time: what the last failure set going comes to its end first.
+	// So many at a time: what the last failures set going comes to its end first, and what they cost is made good.
+	m.must(t, m.f.Commit(m.ctx(t), false))
+	w := m.x.store.writer
+	w.mu.Lock()
+	for c := range w.chunks {
+		if len(c.targets) < c.layout.Width() { // it can bear less than what is to come
+			c.close()
+		}
+	}
+	w.mu.Unlock()
 	eventually(m.x.t, "chunks that are closing are closed", func() bool {
-		w := m.x.store.writer
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		for c := range w.chunks {
@@ -181,11 +244,21 @@ func (m *model) fault(t *rapid.T) {
 				return false
 			}
 		}
-		return true
+		return len(w.sealing) == 0
 	})
+	m.x.repair(t)
+	for range rapid.IntRange(0, m.faults).Draw(t, "faults") {
+		m.failOne(t)
+	}
+}
+
+func (m *model) failOne(t *rapid.T) {
 	s := m.x.servers[rapid.IntRange(0, len(m.x.servers)-1).Draw(t, "server")]
-	m.faulty = s
-	switch rapid.IntRange(0, 11).Draw(t, "fault") {
+	m.faulty = append(m.faulty, s)
+	if rapid.Bool().Draw(t, "noticed") || len(m.x.servers) < 7 && m.faults > 1 {
+		m.x.meta.with(func(x *fakeMeta) { x.down[s.id] = true })
+	}
+	switch rapid.IntRange(0, 9).Draw(t, "fault") {
 	case 0:
 		s.set(func(s *fakeServer) { s.stall = true })
 	case 1:
@@ -203,7 +276,58 @@ func (m *model) fault(t *rapid.T) {
 		s.set(func(s *fakeServer) { s.amnesia = true })
 	case 9:
 		s.set(func(s *fakeServer) { s.partial = true })
-	default:
-		m.faulty = nil
+	}
+}
+
+// purge forgets all sealed chunks: no file of them is used any more.
+func (x *fixture) purge() {
+	x.meta.mu.Lock()
+	defer x.meta.mu.Unlock()
+	for id, rec := range x.meta.chunks {
+		if rec.owner != 0 {
+			continue
+		}
+		delete(x.meta.chunks, id)
+		for i, target := range rec.targets {
+			if target != 0 {
+				x.servers[target-1].set(func(s *fakeServer) { delete(s.chunks, id.Stored(rec.layout, i)) })
+			}
+		}
+	}
+}
+
+// repair makes the shards of sealed chunks that servers missed.
+func (x *fixture) repair(t *rapid.T) {
+	x.meta.mu.Lock()
+	defer x.meta.mu.Unlock()
+	for id, rec := range x.meta.chunks {
+		if rec.owner != 0 || rec.length == 0 || !slices.Contains(rec.servers, 0) {
+			continue
+		}
+		l := rec.layout
+		shards, wanted := make([][]byte, l.Width()), make([]bool, l.Width())
+		for i, s := range rec.servers {
+			if wanted[i] = s == 0; s != 0 {
+				x.servers[s-1].set(func(s *fakeServer) {
+					if b := s.chunks[id.Stored(l, i)]; uint64(len(b)) >= l.ShardLength(rec.length) {
+						shards[i] = b[:l.ShardLength(rec.length)]
+					}
+				})
+			}
+		}
+		if err := l.Rebuild(shards, wanted); err != nil {
+			t.Fatalf("repair chunk %v of %v, on %d: %v", id, l, rec.servers, err)
+		}
+		for i, want := range wanted {
+			if want {
+				for _, s := range x.servers {
+					if rec.targets[i] == 0 && !slices.Contains(rec.targets, uint32(s.id)) {
+						rec.targets[i] = uint32(s.id)
+					}
+				}
+				rec.servers[i] = rec.targets[i]
+				x.servers[rec.targets[i]-1].set(func(s *fakeServer) { s.chunks[id.Stored(l, i)] = shards[i] })
+			}
+		}
 	}
 }

@@ -363,20 +363,17 @@ func (c *openChunk) diskFull() bool {
 }
 
 // syncLost tells whether bytes below end, which were published without being durable, will never be on the disks of enough
-// targets to be read. Where fewer than the minimum live, as many shards on disk as give the bytes back count: the chunk is as
-// if the others had failed later, and it is for repair to make them anew.
+// targets to be read. If they may, what those have on disk counts where fewer than the minimum live: the chunk is as if the
+// others had failed later, and it is for repair to make their shards anew.
 func (c *openChunk) syncLost(end uint64) (lost, degraded bool) {
 	live, _, durable := c.holders()
-	onDisk, possible := 0, 0
+	possible := 0
 	for _, t := range c.targets {
-		if t.durable >= end {
-			onDisk++
-		}
 		if t.live || t.durable >= end {
 			possible++
 		}
 	}
-	return possible < c.layout.Data, live < c.minimum && durable >= end && onDisk >= c.layout.Data
+	return possible < c.layout.Data, live < c.minimum && durable >= end
 }
 
 // leave takes the chunk out of the writer's list. What no disk is known to hold of it is remembered for those who sync it
