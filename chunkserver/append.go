@@ -310,11 +310,18 @@ func (s *Server) read(ctx context.Context, req *pb.ReadRequest) ([]uint32, mem.B
 	case <-ctx.Done():
 		return nil, nil, ctx.Err()
 	}
-	sums, payload, err := d.Read(ctx, s.memoryFor(ctx), id, req.Offset, int(req.Length))
-	if errors.Is(err, disk.ErrCorrupt) {
+	for {
+		sums, payload, err := d.Read(ctx, s.memoryFor(ctx), id, req.Offset, int(req.Length))
+		if !errors.Is(err, disk.ErrCorrupt) {
+			return sums, payload, err
+		}
 		s.metrics.mismatches.WithLabelValues("disk").Inc()
+		other := s.store.find(id)
+		if other == nil || other == d || !s.store.good(id) {
+			return nil, nil, err
+		}
+		d = other // it was made anew there, and the old one came back with its disk
 	}
-	return sums, payload, err
 }
 
 // meant says whether a call is for this server: an address may have been given to another since the caller learned it.

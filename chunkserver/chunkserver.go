@@ -36,6 +36,15 @@ type Config struct {
 	Reserve    uint64        // bytes kept free on each disk; 0: 1 GiB or 1% of it, whichever is less
 	Heartbeat  time.Duration // 0: one second
 	ReadMemory int64         // bytes of replies on their way to clients; 0: 256 MiB
+
+	// ScrubRate is how fast all chunks are read and checked for ever, in bytes a second; 0: 8 MiB, negative: not at all.
+	ScrubRate int64
+	// ScrubNowRate is how fast that goes when somebody asked for it; 0: as fast as the disks can.
+	ScrubNowRate int64
+
+	// Of tests:
+	fs        disk.FS       // nil: the operating system's
+	scrubRest time.Duration // 0: scrubRest
 }
 
 const (
@@ -62,8 +71,13 @@ type Server struct {
 	streams        atomic.Int64
 	queued         *semaphore.Weighted // bytes of frames that wait to be written
 
+	orders    orders
 	deletions *deletions
+	copies    *copies
+	copyRate  *throttle
+	scrubs    *scrubs
 	beat      chan struct{} // 1: there is something to tell the metaserver at once
+	relist    chan struct{} // 1: a disk failed, which changes what the inventory says
 	corruptMu sync.Mutex
 	corrupt   []uint64
 
@@ -96,14 +110,18 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = time.Second
 	}
+	if cfg.scrubRest == 0 {
+		cfg.scrubRest = scrubRest
+	}
 	if cfg.ReadMemory == 0 {
 		cfg.ReadMemory = 256 << 20
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, network: disk.NewMemory(cfg.ReadMemory), local: disk.NewMemory(0),
 		queued: semaphore.NewWeighted(maxQueued), reading: make(chan struct{}, maxReading), sealing: make(chan struct{}, maxSealing),
-		deletions: newDeletions(), beat: make(chan struct{}, 1), ready: make(chan struct{}),
+		deletions: newDeletions(), copyRate: newThrottle(), beat: make(chan struct{}, 1), relist: make(chan struct{}, 1), ready: make(chan struct{}),
 	}
+	s.copies = newCopies(s.deletions.has)
 	if err := s.open(); err != nil {
 		if s.rpc != nil {
 			s.rpc.Close()
@@ -119,10 +137,11 @@ func (s *Server) open() (err error) {
 		return err
 	}
 	s.metrics = newMetrics(s, s.cfg.Registerer)
-	s.store, err = openStore(s.cfg.Dirs, disk.Options{Reserve: s.cfg.Reserve, Logger: s.log, OnBad: s.foundBad, OnSync: s.metrics.synced})
+	s.store, err = openStore(s.cfg.Dirs, disk.Options{Reserve: s.cfg.Reserve, Logger: s.log, OnBad: s.foundBad, OnFail: func(error) { notify(s.relist) }, OnSync: s.metrics.synced, FS: s.cfg.fs})
 	if err != nil {
 		return err
 	}
+	s.scrubs = s.newScrubs()
 	if err := s.metrics.register(); err != nil {
 		return errors.Join(err, s.store.close())
 	}
@@ -157,6 +176,8 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(s.rpc.Serve)
 	g.Go(func() error { return s.runRegistry(ctx) })
 	g.Go(func() error { return s.runDeletions(ctx) })
+	g.Go(func() error { return s.runCopies(ctx) })
+	g.Go(func() error { return s.runScrubs(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
 		s.rpc.Close() // ends all calls; their chunks are sealed

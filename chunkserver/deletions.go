@@ -43,6 +43,23 @@ func (q *deletions) add(ids []uint64) {
 	notify(q.wake)
 }
 
+// has says whether a chunk is to be deleted, or just being so.
+func (q *deletions) has(id chunk.ID) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.known[id]
+}
+
+// drop forgets what was not begun yet. The metaserver orders again what it still wants.
+func (q *deletions) drop() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, id := range q.queue {
+		delete(q.known, id)
+	}
+	q.queue = nil
+}
+
 // take returns the next chunks to delete.
 func (q *deletions) take() []chunk.ID {
 	q.mu.Lock()
@@ -92,12 +109,14 @@ func (s *Server) runDeletions(ctx context.Context) error {
 				return nil
 			}
 		}
+		s.copies.stop(batch)
 		done, err := s.store.remove(batch)
 		if err != nil {
 			s.log.Error("chunks could not be deleted; the metaserver will ask again", "count", len(batch)-len(done), "err", err)
 		}
 		s.metrics.deletions.Add(float64(len(done)))
 		s.deletions.finish(batch, done)
+		notify(s.copies.wake) // one may have waited for a deletion
 		notify(s.beat)
 	}
 }

@@ -10,9 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/rpc"
@@ -45,7 +48,13 @@ type fakeMeta struct {
 	inventory  map[uint64]*pb.ChunkReport
 	page       map[uint64]*pb.ChunkReport
 	complete   int // inventories received
-	streams    map[chan *pb.HeartbeatReply]context.CancelFunc
+	copied     map[uint64][]*pb.CopyResult
+	streams    map[chan *pb.HeartbeatReply]*fakeStream
+}
+
+type fakeStream struct {
+	cancel context.CancelFunc
+	server uint32 // 0 before its first message
 }
 
 func newMeta(t testing.TB) *fakeMeta {
@@ -56,7 +65,8 @@ func newMeta(t testing.TB) *fakeMeta {
 	}
 	m := &fakeMeta{
 		srv: srv, done: make(chan error, 1), changed: make(chan struct{}), leads: true, cluster: testCluster, nextID: 5,
-		deleted: map[uint64]int{}, corrupt: map[uint64]bool{}, streams: map[chan *pb.HeartbeatReply]context.CancelFunc{},
+		deleted: map[uint64]int{}, corrupt: map[uint64]bool{}, copied: map[uint64][]*pb.CopyResult{},
+		streams: map[chan *pb.HeartbeatReply]*fakeStream{},
 	}
 	pb.RegisterRegistryServer(srv, m)
 	go func() { m.done <- srv.Serve() }()
@@ -132,7 +142,8 @@ func (m *fakeMeta) Heartbeat(stream grpc.BidiStreamingServer[pb.HeartbeatRequest
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	replies := make(chan *pb.HeartbeatReply, 16)
-	m.update(func() { m.streams[replies] = cancel })
+	this := &fakeStream{cancel: cancel}
+	m.update(func() { m.streams[replies] = this })
 	defer m.update(func() { delete(m.streams, replies) })
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -157,7 +168,7 @@ func (m *fakeMeta) Heartbeat(stream grpc.BidiStreamingServer[pb.HeartbeatRequest
 				got <- err
 				return
 			}
-			m.take(h)
+			m.take(this, h)
 		}
 	}()
 	select {
@@ -174,9 +185,15 @@ func (m *fakeMeta) Heartbeat(stream grpc.BidiStreamingServer[pb.HeartbeatRequest
 	}
 }
 
-func (m *fakeMeta) take(h *pb.HeartbeatRequest) {
+func (m *fakeMeta) take(from *fakeStream, h *pb.HeartbeatRequest) {
 	m.update(func() {
 		m.beats++
+		if h.Server != 0 {
+			from.server = h.Server
+		}
+		for _, r := range h.Copied {
+			m.copied[r.Stored] = append(m.copied[r.Stored], r)
+		}
 		for _, id := range h.Deleted {
 			m.deleted[id]++
 		}
@@ -208,12 +225,27 @@ func (m *fakeMeta) push(r *pb.HeartbeatReply) {
 	}
 }
 
+// order sends a reply to one chunk server, once that has said who it is.
+func (m *fakeMeta) order(t *testing.T, s *running, r *pb.HeartbeatReply) {
+	t.Helper()
+	r = proto.Clone(r).(*pb.HeartbeatReply) // the caller may change his
+	m.until(t, "its stream", func() bool {
+		for c, to := range m.streams {
+			if to.server == uint32(s.store.identity().Server) {
+				c <- r
+				return true
+			}
+		}
+		return false
+	})
+}
+
 // depose makes it a follower of another and ends its streams.
 func (m *fakeMeta) depose(leader string) {
 	m.update(func() {
 		m.leads, m.leader = false, leader
-		for _, cancel := range m.streams {
-			cancel()
+		for _, s := range m.streams {
+			s.cancel()
 		}
 	})
 }
@@ -378,10 +410,22 @@ func (c client) mustRead(id chunk.ID, off uint64, want []byte) {
 	}
 }
 
+// value is what a counter counts.
+func value(t *testing.T, c prometheus.Metric) float64 {
+	t.Helper()
+	var m dto.Metric
+	if err := c.Write(&m); err != nil {
+		t.Fatal(err)
+	}
+	return m.GetCounter().GetValue()
+}
+
 func random(n int) []byte {
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rand.Uint32())
+	var seed [32]byte
+	for i := range seed {
+		seed[i] = byte(rand.Uint32())
 	}
+	_, _ = rand.NewChaCha8(seed).Read(b) // never fails
 	return b
 }

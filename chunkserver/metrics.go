@@ -1,6 +1,7 @@
 package chunkserver
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -21,6 +22,10 @@ type metrics struct {
 	mismatches *prometheus.CounterVec   // where
 	syncs      *prometheus.CounterVec   // result
 	deletions  prometheus.Counter
+
+	copies                          *prometheus.CounterVec // result
+	copiedBytes, copySourceFailures prometheus.Counter
+	scrubBytes, scrubBad            prometheus.Counter
 
 	appendSeconds, readSeconds, syncSeconds prometheus.Observer
 }
@@ -46,6 +51,14 @@ func newMetrics(s *Server, reg prometheus.Registerer) *metrics {
 		syncs:      counter("syncs_total", "Syncs of chunk files.", "result"),
 		deletions:  prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: "deletions_total", Help: "Chunks deleted."}),
 	}
+	plain := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
+	}
+	m.copies = counter("copies_total", "Copies of chunks that were ordered here, by what came of them.", "result")
+	m.copiedBytes = plain("copied_bytes_total", "Payload bytes written for copies.")
+	m.copySourceFailures = plain("copy_source_failures_total", "Reads of copies that failed at another server.")
+	m.scrubBytes = plain("scrubbed_bytes_total", "Bytes of chunk files that were read and checked by scrubbing.")
+	m.scrubBad = plain("scrub_bad_total", "Chunks that scrubbing, or a check that was asked for, found damaged or without their file.")
 	m.appendSeconds, m.readSeconds, m.syncSeconds = m.latency.WithLabelValues("append"), m.latency.WithLabelValues("read"), m.latency.WithLabelValues("sync")
 	bytes := func(name, help string, v *atomic.Uint64) prometheus.Collector {
 		return prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, func() float64 { return float64(v.Load()) })
@@ -54,9 +67,11 @@ func newMetrics(s *Server, reg prometheus.Registerer) *metrics {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, f)
 	}
 	m.all = []prometheus.Collector{
-		m.ops, m.latency, m.mismatches, m.syncs, m.deletions, diskCollector{s},
+		m.ops, m.latency, m.mismatches, m.syncs, m.deletions, m.copies, m.copiedBytes, m.copySourceFailures, m.scrubBytes, m.scrubBad, diskCollector{s},
 		bytes("read_bytes_total", "Payload bytes sent to clients.", &m.bytesRead),
 		bytes("written_bytes_total", "Payload bytes appended.", &m.bytesWritten),
+		gauge("copies_running", "Copies being made.", func() float64 { _, n := s.copies.count(); return float64(n) }),
+		gauge("copies_queued", "Copies that wait to be made.", func() float64 { n, _ := s.copies.count(); return float64(n) }),
 		gauge("streams", "Append streams open.", func() float64 { return float64(s.streams.Load()) }),
 		gauge("registered", "1 while connected to the leading metaserver.", func() float64 {
 			if s.connected.Load() {
@@ -99,6 +114,20 @@ func (m *metrics) wasRead(n int, d time.Duration) {
 	m.readSeconds.Observe(d.Seconds())
 }
 
+// copied counts a copy that ended; n is 0 where it was here already.
+func (m *metrics) copied(n uint64, err error) {
+	result := "made"
+	switch {
+	case errors.Is(err, errDeleted):
+		result = "deleted"
+	case err != nil:
+		result = "failed"
+	case n == 0:
+		result = "present"
+	}
+	m.copies.WithLabelValues(result).Inc()
+}
+
 func (m *metrics) synced(d time.Duration, err error) {
 	m.syncSeconds.Observe(d.Seconds())
 	if err != nil {
@@ -123,10 +152,17 @@ var (
 	descForeign  = diskDesc("foreign_files", "Files among the chunks that are none.")
 	descOpen     = diskDesc("open_files", "Chunk files kept open for reading.")
 	descFailed   = diskDesc("failed", "1 for a data directory that is out of use.")
+	descWriting  = diskDesc("write_seconds", "Mean time of appends and syncs of the last seconds, or how long one hangs already.")
+	descReading  = diskDesc("read_seconds", "Likewise of reads.")
+	descScrubbed = diskDesc("last_scrub_timestamp_seconds", "When all chunks were last read and checked, seconds since 1970; 0: not since the start.")
+
+	diskDescs = []*prometheus.Desc{
+		descCapacity, descFree, descChunks, descBad, descForeign, descOpen, descFailed, descWriting, descReading, descScrubbed,
+	}
 )
 
 func (c diskCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descCapacity, descFree, descChunks, descBad, descForeign, descOpen, descFailed} {
+	for _, d := range diskDescs {
 		ch <- d
 	}
 }
@@ -152,5 +188,12 @@ func (c diskCollector) Collect(ch chan<- prometheus.Metric) {
 		put(descForeign, float64(st.Foreign))
 		put(descOpen, float64(st.Open))
 		put(descFailed, failed)
+		put(descWriting, st.WriteTime.Seconds())
+		put(descReading, st.ReadTime.Seconds())
+		scrubbed := 0.0
+		if at := c.s.scrubs.of(sl.disk).last(); !at.IsZero() {
+			scrubbed = float64(at.UnixNano()) / 1e9
+		}
+		put(descScrubbed, scrubbed)
 	}
 }

@@ -19,6 +19,9 @@ const (
 	registerTimeout = 5 * time.Second
 	minBackoff      = 50 * time.Millisecond
 	maxBackoff      = 2 * time.Second
+	// beatGap is how much time passes at least between heartbeats that are sent because something happened: what happens often
+	// is told together.
+	beatGap = 10 * time.Millisecond
 	// inventoryPage is how many chunks one message lists.
 	inventoryPage = 4096
 	// corruptPage bounds the damaged chunks named in one heartbeat, and those that wait to be named; the inventory names all.
@@ -106,6 +109,7 @@ func (s *Server) serveLeader(ctx context.Context, addr string) (joined bool, err
 		return false, err
 	}
 	b := &beater{s: s, stream: stream, inventory: make(chan struct{}, 1), ended: make(chan error, 1)}
+	s.follow(b)
 	s.receivers.Go(b.receive)
 	err = b.run(ctx, addr)
 	s.connected.Store(false)
@@ -188,9 +192,7 @@ func (b *beater) receive() {
 			b.ended <- err
 			return
 		}
-		if len(reply.Delete) > 0 {
-			b.s.deletions.add(reply.Delete)
-		}
+		b.s.obey(b, reply)
 		if reply.WantInventory {
 			notify(b.inventory)
 		}
@@ -217,15 +219,21 @@ func (b *beater) run(ctx context.Context, addr string) error {
 	})
 	tick := time.NewTicker(s.cfg.Heartbeat)
 	defer tick.Stop()
-	for {
+	for last := time.Now(); ; {
 		var err error
 		select {
 		case <-tick.C:
 			b.lasted = true
 			err = b.send(s.heartbeat())
 		case <-s.beat:
+			if !wait(ctx, time.Until(last.Add(beatGap))) {
+				return ctx.Err()
+			}
+			last = time.Now()
 			err = b.send(s.heartbeat())
 		case <-b.inventory:
+			err = b.sendInventory()
+		case <-s.relist:
 			err = b.sendInventory()
 		case err := <-b.ended:
 			return err
@@ -266,13 +274,19 @@ func (b *beater) sendInventory() error {
 // heartbeat says how the server is, and what it has found and done since the last one.
 func (s *Server) heartbeat() *pb.HeartbeatRequest {
 	return &pb.HeartbeatRequest{
-		Disks: s.store.infos(), Deleted: s.deletions.report(), Corrupt: s.takeCorrupt(),
+		Disks: s.store.infos(), Deleted: s.deletions.report(), Corrupt: s.takeCorrupt(), Copied: s.copies.report(), Scrub: s.scrubs.progress(),
 		BytesRead: s.metrics.bytesRead.Load(), BytesWritten: s.metrics.bytesWritten.Load(),
 	}
 }
 
-// foundBad notes a damaged chunk for the next heartbeat.
+// foundBad notes a damaged chunk for the next heartbeat. One that was made anew on another disk is not missed.
 func (s *Server) foundBad(id chunk.ID, _ error) {
+	if !s.store.good(id) {
+		s.reportCorrupt(id)
+	}
+}
+
+func (s *Server) reportCorrupt(id chunk.ID) {
 	s.corruptMu.Lock()
 	if len(s.corrupt) < corruptPage {
 		s.corrupt = append(s.corrupt, uint64(id))

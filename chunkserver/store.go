@@ -1,10 +1,12 @@
 package chunkserver
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/shoalfs/shoalfs/chunkserver/disk"
@@ -106,27 +108,94 @@ func (s *store) create(id chunk.ID) (*disk.Writer, error) {
 	if s.find(id) != nil {
 		return nil, fmt.Errorf("create chunk %v: %w", id, disk.ErrExists)
 	}
-	var best *disk.Disk
-	var most uint64
-	for _, d := range s.disks {
-		if st := d.Space(); d.Err() == nil && (best == nil || st > most) {
-			best, most = d, st
-		}
-	}
+	best := s.roomiest()
 	if best == nil {
 		return nil, fmt.Errorf("create chunk %v: no disk works: %w", id, disk.ErrFailed)
 	}
 	return best.Create(id)
 }
 
-// find returns the disk that holds a chunk, nil if none does.
-func (s *store) find(id chunk.ID) *disk.Disk {
-	for _, sl := range s.slots {
-		if sl.disk != nil && sl.disk.Has(id) {
-			return sl.disk
+// roomiest is the working disk with most free space, nil if none works. One that does not answer is the last choice.
+func (s *store) roomiest() (best *disk.Disk) {
+	var most uint64
+	stalled := false
+	for _, d := range s.disks {
+		free, hangs := d.Space(), d.Stalled()
+		if d.Err() == nil && (best == nil || hangs == stalled && free > most || stalled && !hangs) {
+			best, most, stalled = d, free, hangs
 		}
 	}
-	return nil
+	return best
+}
+
+// copy begins a copy of a chunk: on the disk that has it already, as something to be replaced, if that works and has room, else
+// where most space is.
+func (s *store) copy(id chunk.ID, length uint64) (*disk.Copy, error) {
+	for _, d := range s.disks {
+		if h, _ := d.Held(id); h.Writing {
+			return nil, fmt.Errorf("copy of chunk %v: %w", id, disk.ErrWriting)
+		}
+	}
+	if d := s.find(id); d != nil && d.Err() == nil {
+		if c, err := d.Copy(id, length); err == nil || !errors.Is(err, disk.ErrFull) && !errors.Is(err, disk.ErrFailed) {
+			return c, err
+		}
+	}
+	best := s.roomiest()
+	if best == nil {
+		return nil, fmt.Errorf("copy of chunk %v: no disk works: %w", id, disk.ErrFailed)
+	}
+	return best.Copy(id, length)
+}
+
+// find returns the disk that holds a chunk, nil if none does. Where a disk that fails could not be rid of what was made anew
+// on another, it is the one that has more of it that is good.
+func (s *store) find(id chunk.ID) *disk.Disk {
+	var best *disk.Disk
+	var most disk.Held
+	for _, d := range s.disks {
+		if h, ok := d.Held(id); ok && (best == nil || better(h, most)) {
+			best, most = d, h
+		}
+	}
+	return best
+}
+
+func better(a, b disk.Held) bool {
+	if a.Bad != b.Bad {
+		return b.Bad
+	}
+	return a.Length > b.Length
+}
+
+// good says whether there is a whole copy of a chunk.
+func (s *store) good(id chunk.ID) bool {
+	for _, d := range s.disks {
+		if h, ok := d.Held(id); ok && !h.Bad {
+			return true
+		}
+	}
+	return false
+}
+
+// supersede removes a chunk from all disks but the one where it was made anew. A disk that cannot do so has it forgotten: it
+// comes back when the directory is next opened, and find knows which of the two is meant.
+func (s *store) supersede(id chunk.ID, by *disk.Disk) error {
+	var errs []error
+	for _, d := range s.disks {
+		if d == by || !d.Has(id) {
+			continue
+		}
+		err := d.Delete(id)
+		if err == nil {
+			err = d.SyncDeletions([]chunk.ID{id})
+		}
+		if err != nil {
+			d.Forget(id)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // remove deletes chunks from all disks, durably, and returns those that are gone for certain.
@@ -162,15 +231,31 @@ func (s *store) remove(ids []chunk.ID) ([]chunk.ID, error) {
 	return done, errors.Join(errs...)
 }
 
+// list returns each chunk once; of one that several disks have, what find finds.
 func (s *store) list() []disk.Report {
 	var all []disk.Report
 	for _, d := range s.disks {
 		all = append(all, d.List()...)
 	}
-	return all
+	if len(s.disks) == 1 {
+		return all
+	}
+	held := func(r disk.Report) disk.Held { return disk.Held{Length: r.Length, Bad: r.Bad} }
+	slices.SortFunc(all, func(a, b disk.Report) int {
+		switch {
+		case a.ID != b.ID:
+			return cmp.Compare(a.ID, b.ID)
+		case better(held(a), held(b)):
+			return -1
+		case better(held(b), held(a)):
+			return 1
+		}
+		return 0
+	})
+	return slices.CompactFunc(all, func(a, b disk.Report) bool { return a.ID == b.ID })
 }
 
-// infos describes every data directory, those that could not be opened too.
+// infos describes every data directory, those that could not be opened too. It waits for no disk.
 func (s *store) infos() []*pb.DiskInfo {
 	infos := make([]*pb.DiskInfo, 0, len(s.slots))
 	for _, sl := range s.slots {
@@ -178,9 +263,9 @@ func (s *store) infos() []*pb.DiskInfo {
 			infos = append(infos, &pb.DiskInfo{Path: sl.path, Error: sl.err.Error()})
 			continue
 		}
-		sl.disk.RefreshSpace()
 		st := sl.disk.Stats()
-		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: st.Path, Filesystem: st.Filesystem, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks)}
+		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: st.Path, Filesystem: st.Filesystem, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks),
+			Used: st.Used, WriteNs: uint64(st.WriteTime), ReadNs: uint64(st.ReadTime)}
 		if st.Err != nil {
 			info.Error, info.Free = st.Err.Error(), 0
 		}

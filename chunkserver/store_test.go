@@ -3,6 +3,7 @@ package chunkserver
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/shoalfs/shoalfs/chunkserver/disk"
 	"github.com/shoalfs/shoalfs/internal/chunk"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
 // brokenFS fails with EIO for one directory once it is broken, and tells how much is free.
@@ -19,6 +21,7 @@ type brokenFS struct {
 	disk.FS
 	dir    string
 	broken atomic.Bool
+	keeps  bool // it removes nothing either
 	free   map[string]uint64
 }
 
@@ -38,6 +41,86 @@ func (f *brokenFS) Create(path string) (disk.File, error) {
 		return nil, err
 	}
 	return f.FS.Create(path)
+}
+
+func (f *brokenFS) Remove(path string) error {
+	if err := f.fault(path); err != nil && f.keeps {
+		return err
+	}
+	return f.FS.Remove(path)
+}
+
+// TestCopyLeavesBrokenDisk makes a chunk anew whose disk is damaged and fails: it goes to the other one, and the old file does
+// not get in its way, not even after a restart.
+func TestCopyLeavesBrokenDisk(t *testing.T) {
+	a, b := t.TempDir(), t.TempDir()
+	fs := &brokenFS{FS: disk.OS, dir: a, keeps: true, free: map[string]uint64{a: 300 << 30, b: 200 << 30}}
+	m := newMeta(t)
+	cfg := Config{Dirs: []string{a, b}, Meta: []string{m.srv.Address()}, fs: fs, ScrubRate: -1}
+	s := start(t, cfg)
+	s.awaitReady(t)
+	f := newSource(t)
+	data := random(1 << 20)
+	f.holdAll(1, copies2, data)
+	o := f.order(1, copies2, len(data), copies2, 0)
+	mustCopy(t, m, s, o)
+	if s.store.find(1).Path() != a {
+		t.Fatal("it is not where most space is")
+	}
+	spoilFile(t, s, 1)
+	fs.broken.Store(true)
+	m.order(t, s, &pb.HeartbeatReply{Check: []uint64{1}})
+	m.until(t, "a report", func() bool { return m.corrupt[1] })
+	mustCopy(t, m, s, o)
+	whole := func() {
+		t.Helper()
+		dial(t, s).mustRead(1, 0, data)
+		if l := s.store.list(); s.store.find(1).Path() != b || len(l) != 1 || l[0].Bad || !s.store.good(1) {
+			t.Errorf("%v", l)
+		}
+	}
+	whole()
+	s.halt(t)
+	m.update(func() { clear(m.corrupt) })
+	fs.broken.Store(false)
+	s = start(t, cfg)
+	s.awaitReady(t)
+	m.order(t, s, &pb.HeartbeatReply{ScrubPass: 1})
+	m.until(t, "a scrub finds the old file", func() bool { return m.last.Scrub.GetFinished() && m.last.Scrub.Found == 1 })
+	whole()
+	m.mu.Lock()
+	if m.corrupt[1] {
+		t.Error("what was made anew was reported")
+	}
+	m.mu.Unlock()
+	m.order(t, s, &pb.HeartbeatReply{Delete: []uint64{1}})
+	m.until(t, "the deletion", func() bool { return m.deleted[1] == 1 })
+	if s.store.find(1) != nil {
+		t.Error("it is still there")
+	}
+}
+
+// TestCopyOnFullDisk: the reserve is kept, and nothing stays behind.
+func TestCopyOnFullDisk(t *testing.T) {
+	a := t.TempDir()
+	fs := &brokenFS{FS: disk.OS, dir: a, free: map[string]uint64{a: 3 << 20}}
+	m := newMeta(t)
+	s := start(t, Config{Dirs: []string{a}, Meta: []string{m.srv.Address()}, fs: fs})
+	s.awaitReady(t)
+	f := newSource(t)
+	for id, n := range map[chunk.ID]int{1: 2 << 20, 2: 3 << 20} {
+		data := random(n)
+		f.holdAll(id, copies2, data)
+		o := f.order(id, copies2, n, copies2, 0)
+		m.order(t, s, &pb.HeartbeatReply{Copies: []*pb.CopyOrder{o}})
+		r := m.result(t, o.Stored)
+		if full := strings.Contains(r.Error, "full"); full != (id == 2) || (s.store.find(id) == nil) != full {
+			t.Errorf("%v", r)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(a, "chunks", "*", "*.copy")); len(left) > 0 {
+		t.Errorf("%v", left)
+	}
 }
 
 func TestSeveralDisks(t *testing.T) {

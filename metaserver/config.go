@@ -30,15 +30,25 @@ type Config struct {
 	SuspectAfter time.Duration // silence that makes a chunk server suspect; 3 s
 	DeadAfter    time.Duration // silence that makes it dead; 30 s
 	Replicas     int           // copies of a chunk; 3
+	RepairRate   int64         // bytes a second that one chunk server may write for repair; 256 MiB, negative: no limit
+
+	// CompactBelow, CompactGain and CompactRest say when space is given back that files do not use any more: chunks of which less
+	// than so many percent is used are written anew; when so many bytes are gained; and at most so often all are looked at.
+	CompactBelow int           // 50
+	CompactGain  int64         // 64 MiB; with less, a tenth of what is stored is enough, or that it was so for some minutes
+	CompactRest  time.Duration // 10 s
 
 	// Raft's election timeout and the interval of its heartbeats follow from this; 500 ms.
 	HeartbeatTimeout time.Duration
+	roomOf           func(dir string) (room, error) // asks the file system; tests answer themselves
+
 	// How long no leader may be known before Health complains; 15 s.
 	LeaderlessAfter time.Duration
 }
 
 const (
 	defaultReplicas        = 3
+	defaultRepairRate      = 256 << 20
 	defaultLeaderlessAfter = 15 * time.Second
 )
 
@@ -67,6 +77,12 @@ func (c Config) withDefaults() (Config, error) {
 	c.SuspectAfter = orDefault(c.SuspectAfter, liveness.DefaultSuspectAfter)
 	c.DeadAfter = orDefault(c.DeadAfter, liveness.DefaultDeadAfter)
 	c.LeaderlessAfter = orDefault(c.LeaderlessAfter, defaultLeaderlessAfter)
+	if c.RepairRate == 0 {
+		c.RepairRate = defaultRepairRate
+	}
+	if c.roomOf == nil {
+		c.roomOf = roomOf
+	}
 	if c.Replicas <= 0 {
 		c.Replicas = defaultReplicas
 	}

@@ -109,7 +109,7 @@ func (d *dataDir) create(node uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := writeDurably(d.file(metaFile), append(b, '\n')); err != nil {
+	if err := errors.Join(writeDurably(d.file(metaFile), append(b, '\n')), syncDir(filepath.Dir(d.path))); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	return nil
@@ -131,7 +131,11 @@ func writeDurably(path string, b []byte) error {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}

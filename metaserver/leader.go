@@ -19,6 +19,8 @@ import (
 	"github.com/shoalfs/shoalfs/metaserver/lease"
 	"github.com/shoalfs/shoalfs/metaserver/liveness"
 	"github.com/shoalfs/shoalfs/metaserver/namespace"
+	"github.com/shoalfs/shoalfs/metaserver/repair"
+	"github.com/shoalfs/shoalfs/metaserver/rewrite"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -39,12 +41,20 @@ type leader struct {
 	end   context.CancelFunc
 	done  chan struct{}
 
-	table   *lease.Table
-	live    *liveness.Tracker
-	horizon horizon
+	table    *lease.Table
+	live     *liveness.Tracker
+	repair   *repair.Engine
+	rewrite  *rewrite.Engine
+	orderers []orderer // the more urgent first
+	horizon  horizon
+	checking sync.Mutex // held by the one check of the cluster that may run
 
 	mu    sync.Mutex
 	beats map[chunk.ServerID]*heartbeats // the stream of each chunk server
+	// checks are shards that servers are to look at; scrubs is how far they are with the full scrub of that number.
+	checks    map[chunk.ServerID][]uint64
+	scrubs    map[chunk.ServerID]*pb.ScrubProgress
+	scrubPass uint64
 }
 
 // follow starts and stops the duties of the leader with the leadership, until ctx ends.
@@ -85,8 +95,11 @@ func (s *Server) promote(ctx context.Context) *leader {
 		s: s, log: s.log, term: s.node.Term(), since: time.Now(), done: make(chan struct{}),
 		table: lease.New(lease.Config{Lease: s.cfg.LeaseTTL, Margin: s.cfg.LeaseMargin, Session: s.cfg.SessionTTL}),
 		live:  liveness.New(liveness.Config{SuspectAfter: s.cfg.SuspectAfter, DeadAfter: s.cfg.DeadAfter}),
-		beats: map[chunk.ServerID]*heartbeats{},
+		beats: map[chunk.ServerID]*heartbeats{}, checks: map[chunk.ServerID][]uint64{}, scrubs: map[chunk.ServerID]*pb.ScrubProgress{},
 	}
+	l.repair = repair.New(repairCluster{l}, repair.Config{Logger: s.log})
+	l.rewrite = rewrite.New(rewriteCluster{repairCluster{l}}, s.rewriteConfig())
+	l.orderers = []orderer{l.repair, l.rewrite}
 	l.ctx, l.end = context.WithCancel(ctx)
 	s.taking.Store(l)
 	go func() {
@@ -119,6 +132,8 @@ func (l *leader) run() error {
 	g.Go(func() error { return l.every(ctx, pollInterval, l.poll) })
 	g.Go(func() error { return l.every(ctx, tickInterval, l.expireSessions) })
 	g.Go(func() error { return l.every(ctx, tickInterval, l.noteTime) })
+	g.Go(func() error { return l.repair.Run(ctx) })
+	g.Go(func() error { return l.rewrite.Run(ctx) })
 	return g.Wait()
 }
 
@@ -170,7 +185,7 @@ func (l *leader) open() error {
 }
 
 func known(r *namespace.ServerRecord) liveness.Server {
-	return liveness.Server{ID: r.ID, UUID: hexID(r.UUID), Address: r.Address, Domain: r.Domain}
+	return liveness.Server{ID: r.ID, UUID: hexID(r.UUID), Address: r.Address, Domain: r.Domain, Draining: r.Draining}
 }
 
 func (l *leader) initCluster() error {
@@ -189,7 +204,7 @@ func (l *leader) initCluster() error {
 
 // own proposes a command of the leader itself. A Result with an errno is an error here.
 func (l *leader) own(op *pb.Op) (*pb.Result, error) {
-	res, err := l.s.node.Propose(l.ctx, &pb.Command{Version: namespace.CommandVersion, Time: time.Now().UnixNano(), Op: op})
+	res, err := l.s.node.Propose(l.ctx, &pb.Command{Version: namespace.VersionOf(op), Time: time.Now().UnixNano(), Op: op})
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +237,11 @@ func (l *leader) every(ctx context.Context, d time.Duration, f func() error) err
 
 // poll notices chunk servers that come and go.
 func (l *leader) poll() error {
-	for _, c := range l.live.Poll() {
+	changes := l.live.Poll()
+	if len(changes) > 0 {
+		l.repair.Changed()
+	}
+	for _, c := range changes {
 		level := slog.LevelInfo
 		if c.To > pb.ServerState_SERVER_STATE_HEALTHY {
 			level = slog.LevelWarn
@@ -349,7 +368,14 @@ func (l *leader) applied(cmd *pb.Command, res *pb.Result) {
 		}
 	case *pb.Op_RegisterServer:
 		r := op.RegisterServer
-		l.live.Add(liveness.Server{ID: chunk.ServerID(res.Server), UUID: hexID(r.Uuid), Address: r.Address, Domain: r.Domain})
+		l.live.Add(liveness.Server{ID: chunk.ServerID(res.Server), UUID: hexID(r.Uuid), Address: r.Address, Domain: r.Domain, Draining: l.live.Draining(chunk.ServerID(res.Server))})
+	case *pb.Op_SetServer:
+		l.live.SetDraining(chunk.ServerID(op.SetServer.Server), op.SetServer.Draining)
+		l.repair.Changed()
+	case *pb.Op_RemoveServer:
+		l.live.Remove(chunk.ServerID(op.RemoveServer.Server))
+		l.cutOff(chunk.ServerID(op.RemoveServer.Server))
+		l.repair.Changed()
 	}
 }
 

@@ -47,6 +47,8 @@ type Server struct {
 	mutations atomic.Uint64 // in this leadership
 	reads     atomic.Uint64
 
+	room atomic.Pointer[room] // of the data directory; nil: not known
+
 	mu       sync.Mutex
 	cancel   context.CancelFunc // of Run
 	closed   bool
@@ -133,6 +135,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(s.rpc.Serve)
 	g.Go(func() error { return s.watch(ctx) })
 	g.Go(func() error { return s.follow(ctx) })
+	g.Go(func() error { return s.watchRoom(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
 		s.rpc.Close() // waits for the handlers

@@ -154,6 +154,12 @@ var (
 	descRevocations = desc("revocations_total", "Leases taken back in this leadership.")
 	descLeaseWaits  = desc("lease_waits_total", "Mutations that waited for other clients in this leadership.")
 	descLapses      = desc("lease_lapses_total", "Sessions whose leases ran out while connected, in this leadership.")
+	descGarbage     = desc("garbage_bytes", "Bytes in chunks that no file refers to any more, one copy counted, by the last look.")
+	descReclaimable = desc("reclaimable_bytes", "Of the garbage, what compacting chunks that are mostly garbage would give back.")
+	descRewriting   = desc("rewrites_running", "New chunks that are being made out of others.")
+	descRewritten   = desc("rewritten_bytes_total", "Bytes of files written anew in this leadership, one copy counted.")
+	descRewrites    = desc("rewrites_total", "Chunks that were to be made out of others in this leadership, by outcome.", "outcome")
+	descConverting  = desc("converting_bytes", "Bytes of files that are being converted to their policies.")
 	descServers     = desc("chunkservers", "Chunk servers by state.", "state")
 	descCapacity    = desc("capacity_bytes", "Raw space of chunk servers that are not dead, a file system that they share counted once.")
 	descFree        = desc("free_bytes", "Free raw space of chunk servers that are not dead, a file system that they share counted once.")
@@ -167,7 +173,8 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descLeads, descApplied, descDurable, descBuffered, descBytes, descFile, descFlushes,
 		descFlushed, descFlushTime, descWaitTime, descInodes, descChunks, descFileBytes, descDeletions, descSessions,
-		descConnected, descLeases, descRevocations, descLeaseWaits, descLapses, descServers, descCapacity, descFree} {
+		descConnected, descLeases, descRevocations, descLeaseWaits, descLapses, descGarbage, descReclaimable,
+		descRewriting, descRewritten, descRewrites, descConverting, descServers, descCapacity, descFree} {
 		ch <- d
 	}
 }
@@ -177,8 +184,8 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	counter := func(d *prometheus.Desc, v float64) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
+	counter := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
 	}
 	s := c.s
 	st := s.db.Stats()
@@ -211,6 +218,14 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descRevocations, float64(ls.Revocations))
 	counter(descLeaseWaits, float64(ls.Waits))
 	counter(descLapses, float64(ls.Lapses))
+	rs := l.rewrite.Stats()
+	gauge(descGarbage, float64(rs.Garbage))
+	gauge(descReclaimable, float64(rs.Reclaimable))
+	gauge(descRewriting, float64(rs.Running))
+	gauge(descConverting, float64(rs.FilesLeft))
+	counter(descRewritten, float64(rs.Moved))
+	counter(descRewrites, float64(rs.Done), "done")
+	counter(descRewrites, float64(rs.Failed), "failed")
 	servers := l.live.Servers()
 	states := map[pb.ServerState]int{}
 	for _, info := range servers {

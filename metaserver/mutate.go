@@ -49,14 +49,12 @@ func (s *Server) mutate(ctx context.Context, req *pb.MutateRequest) (*pb.Result,
 	if err := validate(req); err != nil {
 		return refusal(err), nil
 	}
-	if set := req.Op.GetSetLayout(); set != nil {
-		if err := l.feasible(chunk.LayoutOf(set.Layout)); err != nil {
-			return refusal(err), nil
-		}
-	}
 	s.mutations.Add(1)
 	m := &mutation{l: l, req: req, op: own(req.Op)}
 	if req.Session == 0 {
+		if err := s.fits(req.Op); err != nil {
+			return refusal(err), nil
+		}
 		return m.propose(ctx)
 	}
 	for range maxPreparations {
@@ -99,14 +97,45 @@ func (m *mutation) attempt(ctx context.Context) (*pb.Result, error) {
 		// It was done before, perhaps under another leader: what the other clients cached then must be gone.
 		return recorded, m.l.fromTable(m.l.table.Admit(ctx, m.req.Session))
 	}
+	if err := m.admit(); err != nil {
+		return m.refuse(ctx, err)
+	}
 	if len(m.touch.Inodes) == 0 && m.touch.Victim == 0 {
-		m.l.fill(m.op)
 		return m.propose(ctx)
 	}
 	if ready, err := m.begin(ctx); !ready {
 		return m.over(ctx, &pb.Result{Mismatch: true}, err)
 	}
 	return m.propose(ctx)
+}
+
+// admit completes the operation as far as it depends on the servers, and says why the leader does not take it.
+func (m *mutation) admit() error {
+	if err := m.l.s.fits(m.op); err != nil {
+		return err
+	}
+	switch op := m.op.GetOp().(type) {
+	case *pb.Op_SetLayout:
+		return m.l.feasible(chunk.LayoutOf(op.SetLayout.Layout))
+	case *pb.Op_AllocChunks:
+		return m.l.fill(op.AllocChunks)
+	}
+	return nil
+}
+
+// refuse answers with an error without recording it. That may only be said of a mutation which is not done already: one that
+// was asked for before may be on its way through the log, and is in the state once a later command is.
+func (m *mutation) refuse(ctx context.Context, reason error) (*pb.Result, error) {
+	if _, err := m.l.own(&pb.Op{Op: &pb.Op_FinishDeletions{FinishDeletions: &pb.FinishDeletions{}}}); err != nil {
+		return nil, err
+	}
+	switch recorded, err := m.look(ctx); {
+	case err != nil:
+		return nil, err
+	case recorded != nil:
+		return recorded, m.l.fromTable(m.l.table.Admit(ctx, m.req.Session))
+	}
+	return refusal(reason), nil
 }
 
 // look reads what the mutation is about. A result is one that was recorded before.
@@ -250,7 +279,7 @@ func (m *mutation) propose(ctx context.Context) (*pb.Result, error) {
 		return m.over(ctx, nil, s.notLeader())
 	}
 	p, err := s.node.Start(ctx, &pb.Command{
-		Version: namespace.CommandVersion, Time: time.Now().UnixNano(),
+		Version: namespace.VersionOf(m.op), Time: time.Now().UnixNano(),
 		Session: req.Session, Sequence: req.Sequence, Unanswered: req.Unanswered, Cred: req.Cred, Op: m.op,
 	})
 	if err != nil {
@@ -299,13 +328,17 @@ func (m *mutation) outcome(p *consensus.Proposal) (*pb.Result, error) {
 }
 
 // fill puts in what only the leader knows.
-func (l *leader) fill(op *pb.Op) {
-	if a := op.GetAllocChunks(); a != nil {
-		want := chunk.LayoutOf(a.Want)
-		candidates := l.live.Candidates(want.Width(), a.Avoid)
-		layout := l.possible(want, len(candidates))
-		a.Layout, a.Candidates = layout.Proto(), candidates
+//
+// ENOSPC: the servers are up, but full. EAGAIN, where too few are up, is the state machine's to say.
+func (l *leader) fill(a *pb.AllocChunks) error {
+	want := chunk.LayoutOf(a.Want)
+	candidates := l.live.Candidates(want.Width(), a.Avoid)
+	layout := l.possible(want, len(candidates))
+	if full := l.live.Full(); len(candidates) < layout.Min && len(candidates)+full >= layout.Min {
+		return fserr.New(syscall.ENOSPC, "%d chunk servers are full and %d have room, where %v needs %d", full, len(candidates), layout, layout.Min)
 	}
+	a.Layout, a.Candidates = layout.Proto(), candidates
+	return nil
 }
 
 // layout is how new data is stored where no policy says otherwise: in three copies unless this metaserver was told another

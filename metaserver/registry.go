@@ -71,6 +71,7 @@ type heartbeats struct {
 	id     chunk.ServerID
 	stream heartbeatStream
 	work   chan *pb.HeartbeatRequest
+	poked  chan struct{} // 1: there is something to tell
 	failed chan error
 	gone   chan struct{} // closed when a newer stream of the server takes over
 	once   sync.Once
@@ -100,7 +101,7 @@ func (s *Server) heartbeat(stream heartbeatStream) error {
 	if !l.live.Heartbeat(id, first.Disks, first.BytesRead, first.BytesWritten) {
 		return status.Errorf(codes.FailedPrecondition, "chunk server %d is not registered here", id)
 	}
-	h := &heartbeats{l: l, id: id, stream: stream, work: make(chan *pb.HeartbeatRequest, 8), failed: make(chan error, 1), gone: make(chan struct{}), wanted: time.Now()}
+	h := &heartbeats{l: l, id: id, stream: stream, work: make(chan *pb.HeartbeatRequest, 8), poked: make(chan struct{}, 1), failed: make(chan error, 1), gone: make(chan struct{}), wanted: time.Now()}
 	l.attach(h)
 	defer l.detach(h)
 	go h.receive(stream.Context()) // ends when gRPC ends the stream, which it does when this handler has returned
@@ -111,6 +112,10 @@ func (s *Server) heartbeat(stream heartbeatStream) error {
 		select {
 		case req := <-h.work:
 			if err := h.handle(req); err != nil {
+				return err
+			}
+		case <-h.poked:
+			if err := h.tell(); err != nil {
 				return err
 			}
 		case err := <-h.failed:
@@ -134,6 +139,15 @@ func (l *leader) attach(h *heartbeats) {
 		old.once.Do(func() { close(old.gone) })
 	}
 	l.beats[h.id] = h
+}
+
+// cutOff ends the stream of a server that was removed: when it registers again it is told so.
+func (l *leader) cutOff(id chunk.ServerID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h := l.beats[id]; h != nil {
+		h.once.Do(func() { close(h.gone) })
+	}
 }
 
 func (l *leader) detach(h *heartbeats) {
@@ -166,18 +180,43 @@ func (h *heartbeats) handle(req *pb.HeartbeatRequest) error {
 		return err
 	}
 	if n := len(req.Corrupt); n > 0 {
-		h.l.live.AddCorrupt(h.id, uint64(n))
-		h.l.log.Error("a chunk server found copies of chunks damaged", "server", h.id, "count", n, "first", chunk.ID(req.Corrupt[0]))
+		h.l.log.Error("a chunk server found shards of chunks damaged or missing; they are made anew", "server", h.id, "count", n, "first", chunk.ID(req.Corrupt[0]))
+		if err := h.l.lost(h.id, ids(req.Corrupt)); err != nil {
+			return err
+		}
 	}
+	for _, o := range h.l.orderers {
+		o.Copied(h.id, req.Copied)
+	}
+	h.l.scrubbed(h.id, req.Scrub)
 	if err := h.take(req); err != nil {
 		return err
 	}
-	reply := &pb.HeartbeatReply{Delete: h.order(time.Now())}
+	return h.tell()
+}
+
+// tell sends the server what there is to do.
+func (h *heartbeats) tell() error {
+	l := h.l
+	reply := &pb.HeartbeatReply{
+		Term: l.term, Delete: h.order(time.Now()), Copies: l.orders(h.id), Check: l.takeChecks(h.id), CopyRate: l.copyRate(),
+	}
+	l.mu.Lock()
+	reply.ScrubPass = l.scrubPass
+	l.mu.Unlock()
 	if time.Since(h.wanted) > inventoryEvery {
 		reply.WantInventory = true
 		h.wanted = time.Now()
 	}
 	return h.stream.Send(reply)
+}
+
+func ids(raw []uint64) []chunk.ID {
+	out := make([]chunk.ID, len(raw))
+	for i, id := range raw {
+		out[i] = chunk.ID(id)
+	}
+	return out
 }
 
 // finished takes deletions that the server has done out of the state.
@@ -244,7 +283,7 @@ func isOrphan(r kv.Reader, server chunk.ServerID, stored chunk.ID) bool {
 type inventory struct {
 	reports int                 // taken so far
 	good    map[chunk.ID]uint32 // length of each shard that the server does not call bad
-	bad     uint64
+	bad     []chunk.ID
 	foreign uint64
 	first   chunk.ID // of the foreign ones
 	orphans []chunk.ID
@@ -294,7 +333,7 @@ func (inv *inventory) page(r kv.Reader, server chunk.ServerID, reports []*pb.Chu
 		case isOrphan(r, server, id):
 			inv.orphans = append(inv.orphans, id)
 		case c.Bad:
-			inv.bad++
+			inv.bad = append(inv.bad, id)
 		default:
 			inv.good[id] = uint32(min(c.Length, math.MaxUint32))
 		}
@@ -310,14 +349,13 @@ func (h *heartbeats) judge() error {
 	if err != nil {
 		return err
 	}
-	proven, example := uint64(0), chunk.ID(0)
+	var proven []chunk.ID
 	for id := range missing {
 		if _, twice := h.unproven[id]; twice {
-			proven++
-			example = id
+			proven = append(proven, id)
 		}
 	}
-	if len(missing) > int(proven) {
+	if len(missing) > len(proven) {
 		again := recheckAfter
 		if h.unproven == nil {
 			again = 0
@@ -326,9 +364,10 @@ func (h *heartbeats) judge() error {
 	}
 	h.unproven = missing
 	h.orphans, h.orphansAt = inv.orphans, time.Now()
-	h.l.live.SetInventory(h.id, liveInventory(inv, proven))
-	h.report(inv, proven, example)
-	return nil
+	h.l.live.SetInventory(h.id, liveInventory(inv))
+	h.report(inv, proven)
+	slices.Sort(proven)
+	return h.l.lost(h.id, slices.Concat(inv.bad, proven))
 }
 
 // missing lists the copies that the state names and the inventory lacks, or has too short.
@@ -362,11 +401,11 @@ func (h *heartbeats) missing(inv *inventory) (map[chunk.ID]struct{}, error) {
 	return out, nil
 }
 
-func (h *heartbeats) report(inv *inventory, missing uint64, example chunk.ID) {
+func (h *heartbeats) report(inv *inventory, missing []chunk.ID) {
 	log := h.l.log.With("server", h.id)
-	log.Info("took a chunk server's inventory", "chunks", len(inv.good), "orphans", len(inv.orphans), "bad", inv.bad, "missing", missing, "foreign", inv.foreign)
-	if missing > 0 {
-		log.Error("a chunk server lacks copies of chunks, or has them too short", "count", missing, "example", example)
+	log.Info("took a chunk server's inventory", "chunks", len(inv.good), "orphans", len(inv.orphans), "bad", len(inv.bad), "missing", len(missing), "foreign", inv.foreign)
+	if len(missing) > 0 {
+		log.Error("a chunk server lacks shards of chunks, or has them too short; they are made anew", "count", len(missing), "example", missing[0])
 	}
 	if inv.foreign > 0 {
 		log.Error("a chunk server holds chunks that this cluster never gave out; they are left alone. Was the metadata restored from an old copy?", "count", inv.foreign, "example", inv.first)

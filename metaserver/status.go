@@ -17,8 +17,8 @@ import (
 // settling is how long after a leadership began silent chunk servers are not complained about.
 const settling = 5 * time.Second
 
-func liveInventory(inv *inventory, missing uint64) liveness.Inventory {
-	return liveness.Inventory{Done: true, Missing: missing, Bad: inv.bad, Foreign: inv.foreign}
+func liveInventory(inv *inventory) liveness.Inventory {
+	return liveness.Inventory{Done: true, Foreign: inv.foreign}
 }
 
 // StatFS implements pb.MetaServer.
@@ -59,7 +59,9 @@ func (m *metaService) Servers(context.Context, *pb.ServersRequest) (*pb.ServersR
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ServersReply{Servers: l.live.Servers()}, nil
+	servers := l.live.Servers()
+	l.fillServers(servers)
+	return &pb.ServersReply{Servers: servers}, nil
 }
 
 // Status implements pb.MetaServer. A metaserver that does not lead answers, too, and says who does.
@@ -82,13 +84,18 @@ func (s *Server) Status(context.Context) (*pb.StatusReply, error) {
 	if err := s.Health(); err != nil {
 		out.Problems = append(out.Problems, fmt.Sprintf("metaserver %d: %v", s.cfg.ID, err))
 	}
+	if r := s.room.Load(); r != nil && r.short != noShortage {
+		out.Problems = append(out.Problems, fmt.Sprintf("metaserver %d takes no changes that need space: %v", s.cfg.ID, *r))
+	}
 	l := s.lead.Load()
 	if l == nil {
 		out.Problems = append(out.Problems, s.following())
 		return out, nil
 	}
-	out.Servers = l.live.Servers()
+	out.Servers, out.Redundancy, out.Rewriting = l.live.Servers(), l.repair.Report(), l.rewriting()
+	l.fillServers(out.Servers)
 	out.Space, out.Layout = l.space(out.Servers, t.Inodes), l.rootLayout().Proto()
+	out.DefaultLayout = l.layout().Proto()
 	out.Problems = append(out.Problems, l.problems(out)...)
 	return out, nil
 }
@@ -169,8 +176,8 @@ func (m *metaService) ReportServer(_ context.Context, req *pb.ReportServerReques
 	}
 	text := req.Error[:min(len(req.Error), 256)]
 	if req.Chunk != 0 {
-		l.live.AddCorrupt(chunk.ServerID(req.Server), 1)
-		l.log.Error("a client found a copy of a chunk missing or damaged", "server", req.Server, "chunk", chunk.ID(req.Chunk), "session", req.Session, "error", text)
+		l.check(chunk.ServerID(req.Server), chunk.ID(req.Chunk))
+		l.log.Warn("a client found a shard of a chunk missing or damaged; its server is asked to check it", "server", req.Server, "chunk", chunk.ID(req.Chunk), "session", req.Session, "error", text)
 		return &pb.ReportServerReply{}, nil
 	}
 	if l.live.Report(chunk.ServerID(req.Server), text) {

@@ -11,9 +11,17 @@ import (
 type handle struct {
 	file *shared
 	ix   index
+	of   uint32 // which file of the chunk it is, see state
 }
 
 func (h handle) release() { _ = h.file.unref() } // of a file that was only read, or synced before
+
+// release gives handles back. Closing a file may wait for the disk: no lock is held.
+func release(hs []handle) {
+	for _, h := range hs {
+		h.release()
+	}
+}
 
 // cache keeps the handles of chunks that were used last, bounded in number (each is a file descriptor) and in memory.
 type cache struct {
@@ -48,16 +56,23 @@ func (c *cache) get(id chunk.ID) (handle, bool) {
 	return h, true
 }
 
-// put takes the caller's reference of h over. An older handle of the chunk is dropped.
-func (c *cache) put(id chunk.ID, h handle) {
+// put takes the caller's reference of h over. An older handle of the chunk goes, and others for which there is no room: they
+// are for the caller to release.
+func (c *cache) put(id chunk.ID, h handle) (out []handle) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.remove(c.byID[id])
+	take := func(e *list.Element) {
+		if h, ok := c.take(e); ok {
+			out = append(out, h)
+		}
+	}
+	take(c.byID[id])
 	c.byID[id] = c.lru.PushFront(&cached{id, h})
 	c.memory += h.ix.memory()
 	for c.lru.Len() > c.maxOpen || c.memory > c.maxMemory && c.lru.Len() > 1 {
-		c.remove(c.lru.Back())
+		take(c.lru.Back())
 	}
+	return out
 }
 
 func (c *cache) drop(id chunk.ID) {
@@ -73,13 +88,9 @@ func (c *cache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.lru.Len() > 0 {
-		c.remove(c.lru.Back())
-	}
-}
-
-func (c *cache) remove(e *list.Element) {
-	if h, ok := c.take(e); ok {
-		h.release()
+		if h, ok := c.take(c.lru.Back()); ok {
+			h.release()
+		}
 	}
 }
 

@@ -27,6 +27,7 @@ var (
 	ErrFull     = errors.New("the disk is full")
 	ErrFailed   = errors.New("the disk failed")
 	ErrSealed   = errors.New("the chunk takes no more appends")
+	ErrWriting  = errors.New("the chunk is being written")
 	ErrClosed   = errors.New("the data directory is closed")
 
 	// Of Open alone.
@@ -48,6 +49,8 @@ type Options struct {
 	Now         func() time.Time
 	// OnBad is told of each chunk found bad, once, from any goroutine.
 	OnBad func(chunk.ID, error)
+	// OnFail is told once, from any goroutine, when the disk fails as a whole: see Err and List.
+	OnFail func(error)
 	// OnSync is told how long each fsync of a chunk file took, and what came of it.
 	OnSync func(time.Duration, error)
 }
@@ -74,6 +77,9 @@ func (o *Options) defaults() {
 	if o.OnBad == nil {
 		o.OnBad = func(chunk.ID, error) {}
 	}
+	if o.OnFail == nil {
+		o.OnFail = func(error) {}
+	}
 	if o.OnSync == nil {
 		o.OnSync = func(time.Duration, error) {}
 	}
@@ -81,34 +87,44 @@ func (o *Options) defaults() {
 
 // Disk is an open data directory. All methods may be called at once from several goroutines.
 type Disk struct {
-	path string
-	uuid [16]byte
-	opts Options
-	fs   FS
-	log  *slog.Logger
-	lock *os.File
+	path       string
+	uuid       [16]byte
+	opts       Options
+	fs         FS // of what clients wait for
+	background FS // of everything else: it counts less when the disk is measured
+	log        *slog.Logger
+	lock       *os.File
 
-	identity atomic.Pointer[Identity]
-	cache    *cache
-	space    budget
-	failure  atomic.Pointer[error]
+	identity   atomic.Pointer[Identity]
+	cache      *cache
+	space      budget
+	timings    timings
+	failure    atomic.Pointer[error]
+	readErrors atomic.Int32
 
 	flushes chan flush // unbuffered: taken when the flusher is idle
 	quit    chan struct{}
-	flusher sync.WaitGroup
+	tasks   sync.WaitGroup // that run until quit is closed
 
-	mu      sync.RWMutex
-	chunks  map[chunk.ID]state
-	writers map[chunk.ID]*Writer
-	closed  bool
-	bad     int
-	foreign int
+	mu       sync.RWMutex // never held while the disk is asked for anything: it may take for ever
+	chunks   map[chunk.ID]state
+	writers  map[chunk.ID]*Writer
+	copies   map[chunk.ID]*Copy
+	replaced uint32 // how often a Copy was put in place
+	closed   bool
+	bad      int
+	used     uint64 // bytes of chunks, those that are being written left out
+	foreign  int
 }
 
 // state is what is known of a chunk without opening it.
 type state struct {
 	length uint32 // bytes; while it is written, its Writer knows
-	bad    bool
+	// file tells the files apart that the chunk has had one after the other under its name: what is found out about an old one
+	// says nothing about the new one. 0 until a Copy was put in place.
+	file  uint32
+	bad   bool
+	loose bool // it could not be sealed: no index is to be expected at the end of the file
 }
 
 // Open takes a data directory into use, making it if it is not there. It reads the end of every chunk file, and all of those
@@ -120,13 +136,15 @@ func Open(dir string, opts Options) (*Disk, error) {
 		return nil, fmt.Errorf("data directory %s: %w", dir, err)
 	}
 	d := &Disk{
-		path: dir, uuid: uuid, opts: opts, fs: opts.FS, log: opts.Logger.With("disk", dir), lock: lock,
+		path: dir, uuid: uuid, opts: opts, log: opts.Logger.With("disk", dir), lock: lock,
 		cache:  newCache(opts.MaxOpen, opts.IndexMemory),
-		chunks: map[chunk.ID]state{}, writers: map[chunk.ID]*Writer{},
+		chunks: map[chunk.ID]state{}, writers: map[chunk.ID]*Writer{}, copies: map[chunk.ID]*Copy{},
 		flushes: make(chan flush), quit: make(chan struct{}),
 	}
 	d.identity.Store(&id)
-	err = d.refreshSpace()
+	d.timings.now = opts.Now
+	d.fs, d.background = timedFS{opts.FS, &d.timings, true}, timedFS{opts.FS, &d.timings, false}
+	err = d.askSpace()
 	if err == nil {
 		err = d.scan()
 	}
@@ -134,7 +152,8 @@ func Open(dir string, opts Options) (*Disk, error) {
 		_ = lock.Close()
 		return nil, fmt.Errorf("data directory %s: %w", dir, err)
 	}
-	d.flusher.Go(d.runFlusher)
+	d.tasks.Go(d.runFlusher)
+	d.tasks.Go(d.runSpace)
 	return d, nil
 }
 
@@ -156,7 +175,7 @@ func (d *Disk) Close() error {
 		err = errors.Join(err, w.Finish())
 	}
 	close(d.quit)
-	d.flusher.Wait()
+	d.tasks.Wait()
 	d.cache.clear()
 	return errors.Join(err, d.lock.Close())
 }
@@ -213,26 +232,33 @@ func (d *Disk) Create(id chunk.ID) (*Writer, error) {
 	if err := d.claim(w); err != nil {
 		return nil, fmt.Errorf("create chunk %v: %w", id, err)
 	}
-	f, err := d.create(id)
-	if err != nil {
+	if err := w.open(d.fs, d.pathOf(id)); err != nil {
 		d.forget(w)
 		return nil, fmt.Errorf("create chunk %v: %w", id, err)
 	}
-	var salt [8]byte
-	if _, err := rand.Read(salt[:]); err != nil {
-		d.forget(w)
-		return nil, errors.Join(fmt.Errorf("create chunk %v: %w", id, err), f.Close())
-	}
-	w.salt = binary.NativeEndian.Uint64(salt[:])
-	w.seed = seed(d.cluster(), id, w.salt)
-	w.mu.Lock()
-	w.file = share(f)
-	w.mu.Unlock()
 	return w, nil
 }
 
-func (d *Disk) create(id chunk.ID) (File, error) {
-	f, err := d.fs.Create(d.pathOf(id))
+// open makes the file that the writer appends to.
+func (w *Writer) open(fs FS, path string) error {
+	f, err := w.d.create(fs, path)
+	if err != nil {
+		return err
+	}
+	var salt [8]byte
+	if _, err := rand.Read(salt[:]); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	w.salt = binary.NativeEndian.Uint64(salt[:])
+	w.seed = seed(w.d.cluster(), w.id, w.salt)
+	w.mu.Lock()
+	w.file = share(f)
+	w.mu.Unlock()
+	return nil
+}
+
+func (d *Disk) create(on FS, path string) (File, error) {
+	f, err := on.Create(path)
 	switch {
 	case err == nil:
 		return f, nil
@@ -253,10 +279,10 @@ func (d *Disk) claim(w *Writer) error {
 	if d.closed {
 		return ErrClosed
 	}
-	if _, ok := d.chunks[w.id]; ok {
+	if _, ok := d.chunks[w.id]; ok || d.copies[w.id] != nil {
 		return ErrExists
 	}
-	d.chunks[w.id] = state{}
+	d.setState(w.id, state{})
 	d.writers[w.id] = w
 	return nil
 }
@@ -277,95 +303,24 @@ func (d *Disk) forget(w *Writer) bool {
 }
 
 // retire makes a chunk that was written one that is only read.
-func (d *Disk) retire(w *Writer) {
+func (d *Disk) retire(w *Writer, sealed bool) {
+	var over []handle
+	defer func() { release(over) }() // when nothing is locked any more
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.gone {
-		_ = w.file.unref() // deleted meanwhile
+	h := handle{file: w.file, ix: w.ix}
+	if w.gone { // deleted meanwhile
+		over = append(over, h)
 		return
 	}
 	w.gone = true
 	delete(d.writers, w.id)
 	s := d.chunks[w.id]
-	s.length = uint32(w.ix.length)
-	d.chunks[w.id] = s
-	d.cache.put(w.id, handle{file: w.file, ix: w.ix})
-}
-
-// Delete removes a chunk; one that is not there is none the less deleted. A writer that is busy with it gets ErrNotFound
-// from then on; a read that has begun may finish. Deletions are durable after SyncDeletions.
-func (d *Disk) Delete(id chunk.ID) error {
-	s, w, err := d.hide(id)
-	if err != nil {
-		return err
-	}
-	if s == nil {
-		return nil
-	}
-	// Freeing the blocks of a file takes its time: no lock is held.
-	if err := d.fs.Remove(d.pathOf(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		d.ioFailed(err)
-		d.show(id, *s, w)
-		return fmt.Errorf("delete chunk %v: %w", id, err)
-	}
-	d.cache.drop(id)
-	return nil
-}
-
-// hide makes a chunk one that is not there, and stops its writer. The state is nil if there was none.
-func (d *Disk) hide(id chunk.ID) (*state, *Writer, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
-		return nil, nil, ErrClosed
-	}
-	s, ok := d.chunks[id]
-	if !ok {
-		return nil, nil, nil
-	}
-	w := d.writers[id]
-	if w != nil {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.file == nil {
-			return nil, nil, fmt.Errorf("delete chunk %v: it is just being made: %w", id, ErrInvalid)
-		}
-		w.gone, w.err = true, fmt.Errorf("chunk %v was deleted: %w", id, ErrNotFound)
-		delete(d.writers, id)
-	}
-	d.removeState(id)
-	return &s, w, nil
-}
-
-// show undoes hide; the writer stays stopped.
-func (d *Disk) show(id chunk.ID, s state, w *Writer) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if w != nil {
-		s.length = uint32(w.Length())
-	}
-	if s.bad {
-		d.bad++
-	}
-	d.chunks[id] = s
-}
-
-// SyncDeletions makes the deletions of these chunks durable.
-func (d *Disk) SyncDeletions(ids []chunk.ID) error {
-	done := map[uint8]bool{}
-	for _, id := range ids {
-		if done[uint8(id)] {
-			continue
-		}
-		done[uint8(id)] = true
-		if err := d.fs.SyncDir(d.dirOf(id)); err != nil {
-			d.ioFailed(err)
-			return fmt.Errorf("delete chunks: %w", err)
-		}
-	}
-	return nil
+	s.length, s.loose = uint32(w.ix.length), !sealed
+	d.setState(w.id, s)
+	over = d.cache.put(w.id, h)
 }
 
 // removeState drops what is known of a chunk; d.mu is held.
@@ -373,7 +328,14 @@ func (d *Disk) removeState(id chunk.ID) {
 	if d.chunks[id].bad {
 		d.bad--
 	}
+	d.used -= uint64(d.chunks[id].length)
 	delete(d.chunks, id)
+}
+
+// setState notes what is known of a chunk; d.mu is held.
+func (d *Disk) setState(id chunk.ID, s state) {
+	d.used += uint64(s.length) - uint64(d.chunks[id].length)
+	d.chunks[id] = s
 }
 
 // Has says whether there is a copy of the chunk, good or bad.
@@ -384,6 +346,32 @@ func (d *Disk) Has(id chunk.ID) bool {
 	return ok
 }
 
+// Held says what the disk has of a chunk.
+type Held struct {
+	Length  uint64
+	Bad     bool
+	Writing bool // by a Writer
+}
+
+// Held returns false if there is nothing.
+func (d *Disk) Held(id chunk.ID) (Held, bool) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	s, ok := d.chunks[id]
+	h := Held{Length: uint64(s.length), Bad: s.bad}
+	if w := d.writers[id]; w != nil {
+		h.Length, h.Writing = w.Length(), true
+	}
+	return h, ok
+}
+
+// Forget has the disk know nothing more of a chunk that cannot be deleted, because the disk fails. The file stays, and is
+// found again when the directory is next opened.
+func (d *Disk) Forget(id chunk.ID) {
+	_, _, _ = d.hide(id)
+	d.cache.drop(id)
+}
+
 // Report is a line of the inventory.
 type Report struct {
 	ID     chunk.ID
@@ -391,70 +379,19 @@ type Report struct {
 	Bad    bool
 }
 
-// List returns all chunks, in no order.
+// List returns all chunks, in no order. Those of a disk that failed are all bad: what can still be read of them is good as ever, but
+// they have to be kept elsewhere from now on.
 func (d *Disk) List() []Report {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
+	failed := d.Err() != nil
 	all := make([]Report, 0, len(d.chunks))
 	for id, s := range d.chunks {
-		r := Report{ID: id, Length: uint64(s.length), Bad: s.bad}
+		r := Report{ID: id, Length: uint64(s.length), Bad: s.bad || failed}
 		if w := d.writers[id]; w != nil {
 			r.Length = w.Length()
 		}
 		all = append(all, r)
 	}
 	return all
-}
-
-// acquire returns the open file of a chunk.
-func (d *Disk) acquire(id chunk.ID) (handle, error) {
-	h, err := d.cachedHandle(id)
-	if err != nil || h.file != nil {
-		return h, err
-	}
-	f, err := d.fs.Open(d.pathOf(id))
-	if err != nil {
-		if !d.Has(id) {
-			return handle{}, fmt.Errorf("chunk %v: %w", id, ErrNotFound) // deleted meanwhile
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			err = fmt.Errorf("its file has gone: %w", ErrCorrupt)
-		}
-		return handle{}, d.damaged(id, err)
-	}
-	l, err := load(f, d.cluster(), id)
-	if err != nil {
-		return handle{}, errors.Join(d.damaged(id, err), f.Close())
-	}
-	if l.bad != nil {
-		d.markBad(id, l.bad)
-	}
-	h = handle{file: share(f), ix: l.index}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if _, ok := d.chunks[id]; ok && !d.closed {
-		h.file.ref()
-		d.cache.put(id, h)
-	}
-	return h, nil
-}
-
-// cachedHandle returns a handle without a file where one has to be opened.
-func (d *Disk) cachedHandle(id chunk.ID) (handle, error) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.closed {
-		return handle{}, ErrClosed
-	}
-	if _, ok := d.chunks[id]; !ok {
-		return handle{}, fmt.Errorf("chunk %v: %w", id, ErrNotFound)
-	}
-	if w := d.writers[id]; w != nil {
-		if h, ok := w.snapshot(); ok {
-			return h, nil
-		}
-		return handle{}, fmt.Errorf("chunk %v: %w", id, ErrNotFound) // just being made
-	}
-	h, _ := d.cache.get(id)
-	return h, nil
 }

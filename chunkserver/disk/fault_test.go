@@ -204,24 +204,39 @@ func TestIndexDoesNotFit(t *testing.T) {
 
 func TestReadFails(t *testing.T) {
 	d, fs, bad := faultyDisk(t, Options{})
-	for id := range chunk.ID(2) {
+	for id := range chunk.ID(maxReadErrors + 1) {
 		w := create(t, d, id)
 		appendTo(t, w, []byte("abc"))
 		finish(t, w)
 	}
 	fs.set(func(op, path string) error {
-		if op == "read" && strings.Contains(path, "00000.chunk") {
+		if op == "read" && !strings.Contains(path, "00000.chunk") {
 			return syscall.EIO
 		}
 		return nil
 	})
-	if _, err := read(d, 0, 0, 3); !errors.Is(err, ErrCorrupt) || !errors.Is(err, syscall.EIO) {
-		t.Fatalf("%v", err)
+	for id := chunk.ID(1); id <= maxReadErrors; id++ {
+		if d.Err() != nil {
+			t.Fatalf("the disk failed before chunk %v: %v", id, d.Err())
+		}
+		for range 2 {
+			if _, err := read(d, id, 0, 3); !errors.Is(err, ErrCorrupt) || !errors.Is(err, syscall.EIO) {
+				t.Fatalf("%v", err)
+			}
+		}
+		if bad.Load() != int64(id) {
+			t.Errorf("reported %d times", bad.Load())
+		}
 	}
-	if bad.Load() != 1 || d.Err() == nil {
-		t.Errorf("reported %d times; the disk: %v", bad.Load(), d.Err())
+	if d.Err() == nil {
+		t.Error("the disk did not fail")
 	}
-	mustRead(t, d, 1, 0, []byte("abc"))
+	mustRead(t, d, 0, 0, []byte("abc"))
+	for _, r := range d.List() {
+		if !r.Bad {
+			t.Errorf("what a failed disk holds is not to be kept elsewhere: %v", r)
+		}
+	}
 }
 
 func TestDeleteFails(t *testing.T) {
@@ -259,7 +274,7 @@ func TestScanSurvivesReadErrors(t *testing.T) {
 		return nil
 	})
 	d = openT(t, dir, Options{FS: fs})
-	if st := d.Stats(); st.Chunks != 3 || st.Bad != 1 || st.Err == nil {
+	if st := d.Stats(); st.Chunks != 3 || st.Bad != 1 || st.Err != nil || st.Used != 6 {
 		t.Errorf("%+v", st)
 	}
 	mustRead(t, d, 2, 0, []byte("abc"))

@@ -19,6 +19,8 @@ type FS interface {
 	Create(path string) (File, error)
 	Open(path string) (File, error)
 	Remove(path string) error
+	// Rename puts a file in the place of what has the name, if anything has: there is no moment at which neither has it.
+	Rename(from, to string) error
 	// SyncDir makes the names in a directory durable.
 	SyncDir(path string) error
 	Space(path string) (Space, error)
@@ -33,6 +35,8 @@ type File interface {
 	Sync() error
 	// StartWriteback asks the kernel to begin writing a range to disk, without waiting for it and without promise.
 	StartWriteback(off, n int64) error
+	// DropCache has what the kernel remembers of a range forgotten, where that is on disk already; n of 0 is all that follows.
+	DropCache(off, n int64) error
 	Truncate(size int64) error
 	Size() (int64, error)
 	Close() error
@@ -83,6 +87,8 @@ func openFile(path string, flags int) (File, error) {
 }
 
 func (osFS) Remove(path string) error { return os.Remove(path) }
+
+func (osFS) Rename(from, to string) error { return os.Rename(from, to) }
 
 func (osFS) SyncDir(path string) error {
 	d, err := os.Open(path)
@@ -188,6 +194,10 @@ func (f *osFile) Sync() error {
 
 func (f *osFile) StartWriteback(off, n int64) error {
 	return f.wrap("sync_file_range", unix.SyncFileRange(f.fd, off, n, unix.SYNC_FILE_RANGE_WRITE))
+}
+
+func (f *osFile) DropCache(off, n int64) error {
+	return f.wrap("fadvise", unix.Fadvise(f.fd, off, n, unix.FADV_DONTNEED))
 }
 
 func (f *osFile) Truncate(size int64) error {

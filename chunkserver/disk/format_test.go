@@ -209,4 +209,5 @@ func (m memFile) Close() error                            { return nil }
 func (m memFile) WriteBuffers([][]byte, int64) error      { return errors.ErrUnsupported }
 func (m memFile) Sync() error                             { return errors.ErrUnsupported }
 func (m memFile) StartWriteback(int64, int64) error       { return errors.ErrUnsupported }
+func (m memFile) DropCache(int64, int64) error            { return nil }
 func (m memFile) Truncate(int64) error                    { return errors.ErrUnsupported }

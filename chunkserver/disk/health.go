@@ -3,7 +3,6 @@ package disk
 import (
 	"errors"
 	"fmt"
-	"sync"
 	"syscall"
 	"time"
 
@@ -19,11 +18,15 @@ type Stats struct {
 	// Filesystem names the file system that the directory lies on, see Space.
 	Filesystem string
 	Chunks     int
-	Bad        int // chunks known to be damaged
-	Foreign    int // files in the directory that are no chunks
-	Writers    int // chunks being written
-	Open       int // chunk files kept open for reading
+	Used       uint64 // bytes of chunks
+	Bad        int    // chunks known to be damaged
+	Foreign    int    // files in the directory that are no chunks
+	Writers    int    // chunks being written
+	Open       int    // chunk files kept open for reading
 	Err        error
+	// How long reads, and appends and syncs, took lately in the mean; 0 where there were none. While one is stuck for longer
+	// than that, how long it has been.
+	ReadTime, WriteTime time.Duration
 }
 
 // Stats returns the present state.
@@ -31,9 +34,14 @@ func (d *Disk) Stats() Stats {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	space, free := d.space.get()
+	used := d.used
+	for _, w := range d.writers {
+		used += w.Length()
+	}
 	return Stats{
-		UUID: d.uuid, Path: d.path, Capacity: space.Capacity, Free: free, Filesystem: space.Filesystem, Chunks: len(d.chunks), Bad: d.bad, Foreign: d.foreign,
+		UUID: d.uuid, Path: d.path, Capacity: space.Capacity, Free: free, Filesystem: space.Filesystem, Chunks: len(d.chunks), Used: used, Bad: d.bad, Foreign: d.foreign,
 		Writers: len(d.writers), Open: d.cache.len(), Err: d.Err(),
+		ReadTime: d.timings.mean(reading), WriteTime: d.timings.mean(writing),
 	}
 }
 
@@ -43,6 +51,9 @@ func (d *Disk) Space() uint64 {
 	return free
 }
 
+// Stalled says that something that was asked of the disk has had no answer for long.
+func (d *Disk) Stalled() bool { return d.timings.oldest() > stalled }
+
 // Err is what made the disk unusable for new chunks, nil while it works. What it still holds can be read.
 func (d *Disk) Err() error {
 	if p := d.failure.Load(); p != nil {
@@ -51,14 +62,14 @@ func (d *Disk) Err() error {
 	return nil
 }
 
-// markBad notes that a chunk is damaged.
-func (d *Disk) markBad(id chunk.ID, cause error) {
+// markBad notes that a file of a chunk is damaged.
+func (d *Disk) markBad(id chunk.ID, of uint32, cause error) {
 	d.mu.Lock()
 	s, ok := d.chunks[id]
-	first := ok && !s.bad
+	first := ok && !s.bad && s.file == of
 	if first {
 		s.bad = true
-		d.chunks[id] = s
+		d.setState(id, s)
 		d.bad++
 	}
 	d.mu.Unlock()
@@ -68,18 +79,18 @@ func (d *Disk) markBad(id chunk.ID, cause error) {
 	}
 }
 
-// damaged notes what a failed read says about chunk and disk. The result is an ErrCorrupt, this copy is of no use, unless
-// it is the process that lacks something: that says nothing about the copy.
-func (d *Disk) damaged(id chunk.ID, err error) error {
+// damaged notes what a failed read of a file says about chunk and disk. The result is an ErrCorrupt, this copy is of no use,
+// unless it is the process that lacks something: that says nothing about the copy.
+func (d *Disk) damaged(id chunk.ID, of uint32, err error) error {
 	if lacking(err) {
 		return fmt.Errorf("chunk %v: %w", id, err)
 	}
-	d.ioFailed(err)
+	d.readFailed(id, err)
 	if !errors.Is(err, ErrCorrupt) {
 		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	err = fmt.Errorf("chunk %v: %w", id, err)
-	d.markBad(id, err)
+	d.markBad(id, of, err)
 	return err
 }
 
@@ -88,15 +99,37 @@ func lacking(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM)
 }
 
+// maxReadErrors is how many reads a disk may fail, of different chunks, before it counts as failed: a sector that cannot be read is not
+// yet a disk that cannot be written.
+const maxReadErrors = 3
+
+// readFailed notes that a read failed with an error of the device. Each chunk is counted once: it is bad then.
+func (d *Disk) readFailed(id chunk.ID, err error) {
+	if deviceError(err) && !d.isBad(id) && d.readErrors.Add(1) >= maxReadErrors {
+		d.ioFailed(err)
+	}
+}
+
+func (d *Disk) isBad(id chunk.ID) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.chunks[id].bad
+}
+
 // ioFailed takes the disk out of use for new chunks if the error is one of the device.
 func (d *Disk) ioFailed(err error) {
-	if !errors.Is(err, syscall.EIO) && !errors.Is(err, syscall.EROFS) && !errors.Is(err, syscall.ENXIO) && !errors.Is(err, syscall.ENODEV) &&
-		!errors.Is(err, errCorrupted) {
+	if !deviceError(err) {
 		return
 	}
 	if d.failure.CompareAndSwap(nil, &err) {
-		d.log.Error("the disk fails; no more is written to it", "err", err)
+		d.log.Error("the disk fails; no more is written to it, and what it holds is made anew elsewhere", "err", err)
+		d.opts.OnFail(err)
 	}
+}
+
+func deviceError(err error) bool {
+	return errors.Is(err, syscall.EIO) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.ENXIO) || errors.Is(err, syscall.ENODEV) ||
+		errors.Is(err, errCorrupted)
 }
 
 // errCorrupted is EUCLEAN, how Linux file systems report that they are damaged themselves.
@@ -107,95 +140,4 @@ func (d *Disk) syncFile(f File) error {
 	err := f.Sync()
 	d.opts.OnSync(time.Since(start), err)
 	return err
-}
-
-// budget is the free space of the disk: asked of the file system now and then, counted down in between.
-type budget struct {
-	mu      sync.Mutex
-	space   Space
-	reserve uint64
-	asked   time.Time
-	spent   uint64 // since then
-}
-
-const (
-	spaceAge   = 500 * time.Millisecond
-	spaceSpent = 64 << 20
-)
-
-func (b *budget) get() (Space, uint64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.space, b.free()
-}
-
-func (b *budget) free() uint64 {
-	if taken := b.spent + b.reserve; taken < b.space.Free {
-		return b.space.Free - taken
-	}
-	return 0
-}
-
-// refreshSpace asks the file system.
-func (d *Disk) refreshSpace() error {
-	b := &d.space
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return d.askSpace()
-}
-
-// askSpace is refreshSpace with the lock held.
-func (d *Disk) askSpace() error {
-	b := &d.space
-	s, err := d.fs.Space(d.path)
-	if err != nil {
-		d.ioFailed(err)
-		return err
-	}
-	b.space, b.asked, b.spent = s, d.opts.Now(), 0
-	b.reserve = d.opts.Reserve
-	if b.reserve == 0 {
-		b.reserve = min(1<<30, s.Capacity/100)
-	}
-	return nil
-}
-
-// RefreshSpace asks the file system for its free space if the last answer is old.
-func (d *Disk) RefreshSpace() {
-	b := &d.space
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if d.opts.Now().Sub(b.asked) >= spaceAge {
-		_ = d.askSpace() // noted as a failure of the disk if it is one
-	}
-}
-
-// admit says whether size more bytes may be written.
-func (d *Disk) admit(size uint64) error {
-	b := &d.space
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.spent > spaceSpent || b.free() < size || d.opts.Now().Sub(b.asked) >= spaceAge {
-		if err := d.askSpace(); err != nil {
-			return fmt.Errorf("%w: %w", ErrFailed, err)
-		}
-	}
-	if b.free() < size {
-		return fmt.Errorf("%d bytes are free, of which %d are kept in reserve: %w", b.space.Free, b.reserve, ErrFull)
-	}
-	return nil
-}
-
-// written counts bytes that a file grew by.
-func (d *Disk) written(n uint64) {
-	d.space.mu.Lock()
-	d.space.spent += n
-	d.space.mu.Unlock()
-}
-
-// full notes that the file system has no room, whatever it said before.
-func (d *Disk) full() {
-	d.space.mu.Lock()
-	d.space.spent = d.space.space.Free
-	d.space.mu.Unlock()
 }

@@ -63,7 +63,7 @@ func crash(d *Disk) {
 	}
 	d.mu.Unlock()
 	close(d.quit)
-	d.flusher.Wait()
+	d.tasks.Wait()
 	d.cache.clear()
 	_ = d.lock.Close()
 }
@@ -180,6 +180,7 @@ type faulty struct {
 	FS
 	mu    sync.Mutex
 	fault func(op, path string) error // op: create, open, remove, syncdir, space, read, write, sync, truncate
+	hang  func(op, path string)       // called before everything else, without a lock
 	torn  int                         // bytes that a failing write leaves behind
 	lazy  bool                        // syncs do nothing, for tests to which they mean nothing
 	count map[string]int
@@ -202,7 +203,19 @@ func failing(op string, err error) func(string, string) error {
 	}
 }
 
+func (f *faulty) setHang(hang func(op, path string)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hang = hang
+}
+
 func (f *faulty) check(op, path string) error {
+	f.mu.Lock()
+	hang := f.hang
+	f.mu.Unlock()
+	if hang != nil {
+		hang(op, path)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.count[op]++
@@ -251,6 +264,13 @@ func (f *faulty) Remove(path string) error {
 		}
 		return f.FS.Remove(path)
 	}())
+}
+
+func (f *faulty) Rename(from, to string) error {
+	if err := f.check("rename", from); err != nil {
+		return err
+	}
+	return f.FS.Rename(from, to)
 }
 
 func (f *faulty) faultFor(op, path string) bool {
@@ -302,6 +322,13 @@ func (f *faultyFile) ReadAt(b []byte, off int64) (int, error) {
 		return 0, err
 	}
 	return f.File.ReadAt(b, off)
+}
+
+func (f *faultyFile) DropCache(off, n int64) error {
+	if err := f.fs.check("drop", f.path); err != nil {
+		return err
+	}
+	return f.File.DropCache(off, n)
 }
 
 func (f *faultyFile) Sync() error {

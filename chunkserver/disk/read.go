@@ -37,7 +37,7 @@ func (d *Disk) Read(ctx context.Context, m *Memory, id chunk.ID, offset uint64, 
 	}
 	pieces, err := h.ix.pieces(offset, uint64(length))
 	if err != nil {
-		return nil, nil, d.damaged(id, err)
+		return nil, nil, d.damaged(id, h.of, err)
 	}
 	spans, sizes := group(pieces)
 	bufs, err := m.acquire(ctx, sizes)
@@ -53,7 +53,7 @@ func (d *Disk) Read(ctx context.Context, m *Memory, id chunk.ID, offset uint64, 
 			for _, b := range bufs[i:] {
 				m.Put(b)
 			}
-			return nil, nil, d.damaged(id, err)
+			return nil, nil, d.damaged(id, h.of, err)
 		}
 		payload = append(payload, trim(m.buffer(bufs[i]), n))
 		rest = rest[spans[i].pieces:]

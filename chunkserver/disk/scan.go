@@ -42,7 +42,11 @@ func (d *Disk) scanDir(low int) error {
 		return err
 	}
 	for _, name := range names {
-		id, err := parseName(name, low)
+		if id, err := parseName(name, copySuffix, low); err == nil {
+			d.removeAside(filepath.Join(dir, name), id)
+			continue
+		}
+		id, err := parseName(name, suffix, low)
 		if err != nil {
 			d.log.Warn("a file that is no chunk lies among the chunks; it is left alone", "file", filepath.Join(dir, name), "err", err)
 			d.mu.Lock()
@@ -55,7 +59,7 @@ func (d *Disk) scanDir(low int) error {
 			return err
 		}
 		d.mu.Lock()
-		d.chunks[id] = s
+		d.setState(id, s)
 		if s.bad {
 			d.bad++
 		}
@@ -64,7 +68,17 @@ func (d *Disk) scanDir(low int) error {
 	return nil
 }
 
-func parseName(name string, low int) (chunk.ID, error) {
+// removeAside removes a copy that was being made when the server stopped: it is in no chunk's place yet.
+func (d *Disk) removeAside(path string, id chunk.ID) {
+	if err := d.background.Remove(path); err != nil {
+		d.ioFailed(err)
+		d.log.Warn("an unfinished copy could not be removed", "file", path, "err", err)
+		return
+	}
+	d.log.Info("removed an unfinished copy of a chunk", "chunk", id)
+}
+
+func parseName(name, suffix string, low int) (chunk.ID, error) {
 	hex, ok := strings.CutSuffix(name, suffix)
 	if !ok {
 		return 0, fmt.Errorf("its name does not end in %s", suffix)
@@ -79,7 +93,7 @@ func parseName(name string, low int) (chunk.ID, error) {
 // inspect reads what a chunk file holds. One that was being written is sealed, if it is whole: after that it takes appends
 // no more, and opens at once. An error says that the process lacks something, and nothing about the chunk.
 func (d *Disk) inspect(id chunk.ID) (state, error) {
-	f, err := d.fs.Open(d.pathOf(id))
+	f, err := d.background.Open(d.pathOf(id))
 	if lacking(err) {
 		return state{}, err
 	}
@@ -102,11 +116,9 @@ func (d *Disk) inspect(id chunk.ID) (state, error) {
 	}
 	if !l.sealed && l.length > 0 {
 		d.log.Info("recovered a chunk that was being written", "chunk", id, "length", l.length, "file", l.size)
-		if l.dense {
-			d.sealRecovered(f, id, l)
-		}
+		l.sealed = l.dense && d.sealRecovered(f, id, l)
 	}
-	return state{length: uint32(l.length)}, nil
+	return state{length: uint32(l.length), loose: !l.sealed}, nil
 }
 
 // sealedLength is the length of a chunk with a valid trailer, whose index is read when it is needed.
@@ -125,7 +137,7 @@ func (d *Disk) sealedLength(f File, id chunk.ID) (uint64, bool) {
 
 // sealRecovered writes an index behind everything that is in the file; a torn record before it stays. When that fails, the
 // chunk is as good as before: it will be walked again.
-func (d *Disk) sealRecovered(f File, id chunk.ID, l *loaded) {
+func (d *Disk) sealRecovered(f File, id chunk.ID, l *loaded) bool {
 	err := d.admit(maxRecordHead + maxIndex)
 	if err == nil {
 		err = d.syncFile(f)
@@ -140,10 +152,11 @@ func (d *Disk) sealRecovered(f File, id chunk.ID, l *loaded) {
 		d.ioFailed(err)
 		d.log.Warn("a recovered chunk could not be sealed", "chunk", id, "err", err)
 	}
+	return err == nil
 }
 
 func (d *Disk) badState(id chunk.ID, length uint64, err error) state {
-	d.ioFailed(err)
+	d.readFailed(id, err)
 	d.log.Error("a chunk file is damaged; it is kept, but has to be copied from another server", "chunk", id, "err", err)
 	return state{length: uint32(length), bad: true}
 }

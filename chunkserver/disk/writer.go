@@ -28,6 +28,7 @@ type Writer struct {
 	small   int   // syncs in a row that had little to make durable
 	named   bool  // the file's name is on disk
 	done    bool  // Finish was called
+	aside   bool  // it is a Copy's: the chunk of that id, if there is one, is another file
 	head    []byte
 	bufs    [][]byte
 
@@ -218,7 +219,9 @@ func (w *Writer) Sync() error {
 func (w *Writer) fail(cause error) error {
 	err := fmt.Errorf("chunk %v: %w: %w", w.id, ErrFailed, cause)
 	if w.stop(err) {
-		w.d.markBad(w.id, err)
+		if !w.aside {
+			w.d.markBad(w.id, 0, err)
+		}
 		w.d.ioFailed(cause)
 	}
 	return err
@@ -256,7 +259,7 @@ func (w *Writer) Finish() error {
 	case failed == nil:
 		failed = w.settle()
 	}
-	w.d.retire(w)
+	w.d.retire(w, failed == nil)
 	return failed
 }
 
@@ -265,7 +268,7 @@ func (w *Writer) settle() error {
 	if w.durable < w.ix.length { // only this goroutine changes them
 		if err := w.d.syncFile(w.file); err != nil {
 			err = fmt.Errorf("chunk %v: %w: %w", w.id, ErrFailed, err)
-			w.d.markBad(w.id, err)
+			w.d.markBad(w.id, 0, err)
 			w.d.ioFailed(err)
 			return err
 		}

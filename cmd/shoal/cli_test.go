@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"maps"
 	"os"
 	"path/filepath"
@@ -47,9 +46,30 @@ func TestUsageErrors(t *testing.T) {
 		{"rm local", "local path"},
 		{"mkdir -m 999 shoal:/a", "octal"},
 		{"df shoal:/", "unexpected argument"},
-		{"servers drain", "unexpected argument"},
+		{"servers drain", "the number of a chunk server is missing"},
+		{"servers drain three", "chunk server three"},
+		{"servers undrain 0", "chunk server 0"},
+		{"servers remove 4294967296", "chunk server 4294967296"},
+		{"servers remove 1 2", "unexpected argument \"2\""},
+		{"servers lose 1", "unexpected argument \"lose\""},
+		{"chunk --data d --meta h:1 --scrub-rate fast", "--scrub-rate fast: invalid argument, want bytes a second, such as 8M, or off"},
+		{"chunk --data d --meta h:1 --scrub-rate 0", "--scrub-rate 0"},
+		{"chunk --data d --meta h:1 --scrub-rate unlimited", "or off"},
+		{"up --scrub-rate -1", "--scrub-rate -1"},
+		{"up --repair-rate off", "or unlimited"},
+		{"meta --id 1 --data d --repair-rate 1e3", "--repair-rate 1e3"},
+		{"scrub all", "unexpected argument \"all\""},
+		{"fsck shoal:/x", "unexpected argument"},
 		{"policy", "policy get"},
-		{"policy set x", "unknown command"},
+		{"policy apply x", "unknown command"},
+		{"policy get local", "shoal:/path"},
+		{"policy set shoal:/x", "a path or a policy is missing"},
+		{"policy set local replicas=2", "shoal:/path"},
+		{"policy set shoal:/x replicas=0", "replicas=0"},
+		{"policy set shoal:/x ec=4", "ec=4"},
+		{"policy set shoal:/x ec=4+0", "ec=K+M"},
+		{"policy set shoal:/x ec=4+2,min-copies=3", "min-copies=3"},
+		{"policy set shoal:/x many", "or default"},
 		{"completion tcsh", "unknown shell"},
 		{"help nothing", "no such command"},
 		{"meta --data d", "--id"},
@@ -396,69 +416,5 @@ func TestWhatTheClusterSaysOfItself(t *testing.T) {
 	}
 	if got := must(t, "df", "-h"); !strings.Contains(got, "Avail") {
 		t.Error(got)
-	}
-	if got := must(t, "policy", "get", "shoal:/"); got != "shoal:/: replicas=3, 2 of 3 before a write counts\n" {
-		t.Errorf("%q", got)
-	}
-	if p := fromJSON[jsonPolicy](t, must(t, "policy", "get", "--json", "shoal:/")); p.Policy != "replicas=3" || p.MinCopies != 2 {
-		t.Errorf("%+v", p)
-	}
-	fails(t, exitFailed, []string{"no such file"}, "policy", "get", "shoal:/no such thing")
-}
-
-func TestFormats(t *testing.T) {
-	for n, want := range map[uint64]string{0: "0", 1023: "1023", 1024: "1.0K", 1025: "1.1K", 10 << 10: "10K", 10<<10 + 1: "11K", 1<<20 - 1: "1.0M", 5 << 30: "5.0G", 1<<64 - 1: "16E"} {
-		if got := humanSize(n); got != want {
-			t.Errorf("humanSize(%d) = %s, want %s", n, got, want)
-		}
-	}
-	for n, want := range map[uint64]string{0: "0", 1: "1", 1024: "1", 1025: "2"} {
-		if got := blocks(n, false); got != want {
-			t.Errorf("blocks(%d) = %s, want %s", n, got, want)
-		}
-	}
-	for mode, want := range map[uint32]string{0o100644: "-rw-r--r--", 0o041777: "drwxrwxrwt", 0o104755: "-rwsr-xr-x", 0o102640: "-rw-r-S---", 0o120777: "lrwxrwxrwx", 0o010600: "prw-------"} {
-		if got := modeString(mode); got != want {
-			t.Errorf("modeString(%o) = %s, want %s", mode, got, want)
-		}
-	}
-	now := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
-	for ago, want := range map[time.Duration]string{time.Hour: "Jul  1 11:00", 300 * 24 * time.Hour: "Sep  4  2025", -48 * time.Hour: "Jul  3  2026"} {
-		if got := listTime(now.Add(-ago), now); got != want {
-			t.Errorf("listTime of %v ago = %q, want %q", ago, got, want)
-		}
-	}
-	if got := shown("a\x1b[31m\nb\xffü", true); got != "a?[31m?b?ü" {
-		t.Errorf("%q", got)
-	}
-	var b bytes.Buffer
-	if err := inColumns(&b, []string{"aaaa", "b", "cc", "dddddd", "e"}, 14); err != nil || b.String() != "aaaa  dddddd\nb     e\ncc\n" {
-		t.Errorf("%q, %v", b.String(), err)
-	}
-}
-
-func TestLocations(t *testing.T) {
-	for arg, want := range map[string]location{
-		"-":               {std: true, path: "-", base: "-"},
-		"shoal:/a/b":      {remote: true, path: "/a/b", base: "b"},
-		"shoal:a":         {remote: true, path: "/a", base: "a"},
-		"shoal:":          {remote: true, path: "/"},
-		"shoal:/":         {remote: true, path: "/", slash: true},
-		"shoal:/a/../../": {remote: true, path: "/", slash: true},
-		"shoal:/a/":       {remote: true, path: "/a", base: "a", slash: true},
-		"./shoal:x":       {path: "./shoal:x", base: "shoal:x"},
-		"a/.":             {path: "a/."},
-		"/":               {path: "/", slash: true},
-	} {
-		if got := parseLocation(arg); got != want {
-			t.Errorf("%q: %+v, want %+v", arg, got, want)
-		}
-	}
-	for source, want := range map[string][2]string{
-		"h:1": {"h:1", ""}, "h:1,i:2": {"h:1,i:2", ""}, "h:1:/": {"h:1", "/"}, "h:1,i:2:/a/b/": {"h:1,i:2", "/a/b"}, "[::1]:7:/x/../..": {"[::1]:7", "/"},
-	} {
-		if addrs, sub := parseSource(source); addrs != want[0] || sub != want[1] {
-			t.Errorf("%q: %q %q", source, addrs, sub)
-		}
 	}
 }

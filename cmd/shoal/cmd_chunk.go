@@ -14,6 +14,7 @@ import (
 type chunkOptions struct {
 	listen, advertise, meta, domain string
 	data                            []string
+	scrub                           rate
 	web                             webFlags
 }
 
@@ -35,6 +36,7 @@ It writes "ready" to standard output when a metaserver has let it in.`,
 	f.StringSliceVar(&o.data, "data", nil, "directories of its data, one a disk")
 	f.StringVar(&o.meta, "meta", "", "the metaservers, HOST:PORT,…")
 	f.StringVar(&o.domain, "domain", "", "where it stands: zone=Z,rack=R,host=H, or some of these")
+	o.scrub.add(cmd, scrubRate)
 	o.web.add(cmd, "")
 	return cmd
 }
@@ -63,7 +65,7 @@ func (c *cli) chunk(cmd *cobra.Command, o chunkOptions) error {
 }
 
 func (o chunkOptions) config() (chunkserver.Config, error) {
-	cfg := chunkserver.Config{Listen: o.listen, Advertise: o.advertise, Dirs: o.data}
+	cfg := chunkserver.Config{Listen: o.listen, Advertise: o.advertise, Dirs: o.data, ScrubRate: o.scrub.bytes}
 	switch {
 	case len(o.data) == 0:
 		return cfg, usagef("--data is missing: the directories of its data")

@@ -18,6 +18,7 @@ import (
 type metaOptions struct {
 	id                             uint64
 	listen, advertise, data, peers string
+	repair                         rate
 	web                            webFlags
 }
 
@@ -39,6 +40,7 @@ It writes "ready" to standard output when it serves.`,
 	f.StringVar(&o.advertise, "advertise", "", "HOST:PORT that others reach this one at (default: its address in --peers, else --listen)")
 	f.StringVar(&o.data, "data", "", "directory of its data")
 	f.StringVar(&o.peers, "peers", "", "all metaservers of a new cluster, ID=HOST:PORT,…, this one among them")
+	o.repair.add(cmd, repairRate)
 	o.web.add(cmd, "")
 	return cmd
 }
@@ -68,7 +70,7 @@ func (c *cli) meta(cmd *cobra.Command, o metaOptions) error {
 }
 
 func (o metaOptions) config() (metaserver.Config, error) {
-	cfg := metaserver.Config{ID: o.id, Listen: o.listen, Advertise: o.advertise, Dir: o.data}
+	cfg := metaserver.Config{ID: o.id, Listen: o.listen, Advertise: o.advertise, Dir: o.data, RepairRate: o.repair.bytes}
 	switch {
 	case o.id == 0:
 		return cfg, usagef("--id is missing: the number of this metaserver, from 1")

@@ -3,10 +3,8 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,8 +18,13 @@ func newStatus(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show how the cluster is, and what is wrong",
-		Long:  "status shows servers, space and what is wrong. The exit status is 0 whenever the cluster answers.",
-		Args:  exactly(0, "nothing"),
+		Long: `status shows how the cluster is. Its first line says whether the data is safe and, if it is not as safe as it should be, when it
+will be; then come what is wrong, space, and the servers. The exit status is 0 whenever the cluster answers.
+
+With --json the object "redundancy" has that line (summary) and its numbers: of sealed chunks, how many are full (all their shards are
+there), degraded (fewer, and one more loss does no harm), endangered (one more loss makes them unreadable) and unreadable; shards
+being made (moving) and bytes left to copy. Only where "known" is true do they count all chunks.`,
+		Args: exactly(0, "nothing"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.withFS(cmd.Context(), func(fsys *client.FS) error {
 				st, err := fsys.Status(cmd.Context())
@@ -41,6 +44,7 @@ func newStatus(c *cli) *cobra.Command {
 
 type jsonStatus struct {
 	Cluster      string       `json:"cluster"`
+	Redundancy   *redundancy  `json:"redundancy,omitempty"` // from the leader only
 	Problems     []string     `json:"problems"`
 	Files        uint64       `json:"files"`  // inodes
 	Bytes        uint64       `json:"bytes"`  // of file data
@@ -72,27 +76,20 @@ type jsonMember struct {
 	State   string `json:"state"`
 }
 
-type jsonServer struct {
-	ID           uint32            `json:"id"`
-	Address      string            `json:"address"`
-	State        string            `json:"state"`
-	Problem      string            `json:"problem,omitempty"`
-	Domain       map[string]string `json:"domain,omitempty"`
-	Capacity     uint64            `json:"capacity"`
-	Free         uint64            `json:"free"`
-	Chunks       uint64            `json:"chunks"`
-	LastSeenMS   uint64            `json:"last_seen_ms"`
-	BytesRead    uint64            `json:"bytes_read"`
-	BytesWritten uint64            `json:"bytes_written"`
-	Disks        []jsonDisk        `json:"disks"`
-}
-
-type jsonDisk struct {
-	Path     string `json:"path"`
-	Capacity uint64 `json:"capacity"`
-	Free     uint64 `json:"free"`
-	Chunks   uint64 `json:"chunks"`
-	Error    string `json:"error,omitempty"`
+type redundancy struct {
+	Summary        string `json:"summary"`
+	Known          bool   `json:"known"`
+	Full           uint64 `json:"full"` // chunks, as are the next three
+	Degraded       uint64 `json:"degraded"`
+	Endangered     uint64 `json:"endangered"`
+	Unreadable     uint64 `json:"unreadable"`
+	Moving         uint64 `json:"moving"` // shards
+	BytesLeft      uint64 `json:"bytes_left"`
+	BytesPerSecond uint64 `json:"bytes_per_second"`
+	ETASeconds     uint64 `json:"eta_seconds"` // 0: not known
+	HeldBack       string `json:"held_back"`
+	Drains         uint64 `json:"drains"`    // shards on servers that are being drained
+	Misplaced      uint64 `json:"misplaced"` // what rebalancing would move
 }
 
 func statusToJSON(st *pb.StatusReply) jsonStatus {
@@ -100,6 +97,10 @@ func statusToJSON(st *pb.StatusReply) jsonStatus {
 		Cluster: st.Cluster, Problems: append([]string{}, st.Problems...), Files: st.Inodes, Bytes: st.FileBytes, Chunks: st.Chunks,
 		Deletions: st.Deletions, Sessions: st.Sessions, Available: st.GetSpace().GetAvailable(), RawSize: st.GetSpace().GetCapacity(),
 		RawFree: st.GetSpace().GetFree(), Index: st.Index, Metaservers: []jsonMember{}, Chunkservers: serversToJSON(st.Servers),
+	}
+	if r := st.Redundancy; r != nil {
+		j.Redundancy = &redundancy{r.Summary, r.Known, r.Full, r.Degraded, r.Endangered, r.Unreadable, r.Moving, r.BytesLeft, r.BytesPerSecond,
+			r.EtaSeconds, r.HeldBack, r.Drains, r.Misplaced}
 	}
 	if l := st.Layout; l != nil {
 		layout := layoutToJSON(chunk.LayoutOf(l))
@@ -111,31 +112,11 @@ func statusToJSON(st *pb.StatusReply) jsonStatus {
 	return j
 }
 
-func serversToJSON(list []*pb.ServerInfo) []jsonServer {
-	out := []jsonServer{}
-	for _, s := range byID(list) {
-		j := jsonServer{
-			ID: s.Id, Address: s.Address, State: serverState(s.State), Problem: s.Problem, Domain: s.Domain, Capacity: s.Capacity, Free: s.Free,
-			Chunks: s.Chunks, LastSeenMS: s.LastSeenMs, BytesRead: s.BytesRead, BytesWritten: s.BytesWritten, Disks: []jsonDisk{},
-		}
-		for _, d := range s.Disks {
-			j.Disks = append(j.Disks, jsonDisk{d.Path, d.Capacity, d.Free, d.Chunks, d.Error})
-		}
-		out = append(out, j)
-	}
-	return out
-}
-
-func byID(list []*pb.ServerInfo) []*pb.ServerInfo {
-	return slices.SortedFunc(slices.Values(list), func(a, b *pb.ServerInfo) int { return int(a.Id) - int(b.Id) })
-}
-
-func serverState(s pb.ServerState) string {
-	return strings.ToLower(strings.TrimPrefix(s.String(), "SERVER_STATE_"))
-}
-
 func writeStatus(w io.Writer, st *pb.StatusReply) error {
 	var b strings.Builder
+	if s := st.GetRedundancy().GetSummary(); s != "" {
+		b.WriteString(s + "\n\n")
+	}
 	fmt.Fprintf(&b, "cluster       %s\n", st.Cluster)
 	if len(st.Problems) == 0 {
 		b.WriteString("health        all is well\n")
@@ -177,30 +158,5 @@ func writeStatus(w io.Writer, st *pb.StatusReply) error {
 func layoutString(l *pb.Layout) string {
 	layout := chunk.LayoutOf(l)
 	layout.Cell = 0
-	return fmt.Sprintf("%v, %d of %d before a write counts", layout, layout.Min, layout.Width())
-}
-
-func writeServers(w io.Writer, list []*pb.ServerInfo) error {
-	rows := [][]string{{"ID", "Address", "State", "Seen", "Capacity", "Free", "Chunks", "Where", "Problem"}}
-	for _, s := range byID(list) {
-		seen := "now"
-		if s.LastSeenMs >= 2000 {
-			seen = (time.Duration(s.LastSeenMs) * time.Millisecond).Round(time.Second).String() + " ago"
-		}
-		rows = append(rows, []string{strconv.FormatUint(uint64(s.Id), 10), s.Address, serverState(s.State), seen, humanSize(s.Capacity), humanSize(s.Free),
-			strconv.FormatUint(s.Chunks, 10), where(s.Domain), s.Problem})
-	}
-	return table(w, rows, 0, 4, 5, 6)
-}
-
-func where(domain map[string]string) string {
-	var parts []string
-	for k, v := range domain {
-		parts = append(parts, k+"="+v)
-	}
-	slices.Sort(parts)
-	if len(parts) == 0 {
-		return "-"
-	}
-	return strings.Join(parts, ",")
+	return fmt.Sprintf("%v, %s", layout, counts(layout.Min, layout.Width()))
 }

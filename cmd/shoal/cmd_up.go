@@ -20,6 +20,7 @@ import (
 type upOptions struct {
 	data, mount, listen       string
 	metaservers, chunkservers int
+	scrub, repair             rate
 	mounting                  mountOptions
 	web                       webFlags
 }
@@ -46,13 +47,15 @@ It writes the address to connect to, and "ready" when the cluster serves and is 
 	f.IntVar(&o.metaservers, "metaservers", cluster.DefaultMetaservers, "1, 3 or 5")
 	f.IntVar(&o.chunkservers, "chunkservers", cluster.DefaultChunkservers, "how many chunk servers")
 	f.BoolVar(&o.mounting.allowOther, "allow-other", false, "let all users into the mount")
+	o.scrub.add(cmd, scrubRate)
+	o.repair.add(cmd, repairRate)
 	o.web.add(cmd, "127.0.0.1:7480")
 	return cmd
 }
 
 // config leaves out what was not said: a cluster that exists keeps what it has.
 func (o upOptions) config(cmd *cobra.Command) (cluster.Config, error) {
-	cfg := cluster.Config{Dir: o.data}
+	cfg := cluster.Config{Dir: o.data, ScrubRate: o.scrub.bytes, RepairRate: o.repair.bytes}
 	f := cmd.Flags()
 	if f.Changed("listen") {
 		if err := checkAddress(o.listen, true); err != nil {

@@ -151,7 +151,7 @@ environment variable SHOAL_CLUSTER names.`,
 	root.AddCommand(
 		newUp(c), newMeta(c), newChunk(c), newMount(c), newUmount(c),
 		newCp(c), newMv(c), newRm(c), newLs(c), newCat(c), newMkdir(c), newStat(c), newDu(c), newDf(c), newTree(c),
-		newStatus(c), newServers(c), newPolicy(c), newCompletion(c), newVersion(c),
+		newStatus(c), newServers(c), newPolicy(c), newScrub(c), newFsck(c), newCompletion(c), newVersion(c),
 	)
 	return root
 }
@@ -172,6 +172,8 @@ func flagError(err error) error {
 		want = "a duration such as 2s or 1m"
 	case "bool":
 		want = "true or false"
+	case "rate":
+		want = invalid.Unwrap().Error() // it says what it wants
 	default:
 		return err
 	}

@@ -163,7 +163,7 @@ func TestSeparateServers(t *testing.T) {
 		t.Errorf("metaserver: %d %s", code, body)
 	}
 	t.Setenv("SHOAL_CLUSTER", meta)
-	if got := must(t, "policy", "get", "shoal:/"); got != "shoal:/: replicas=3, 2 of 3 before a write counts\n" {
+	if got := must(t, "policy", "get", "shoal:/"); got != "shoal:/: replicas=3, 2 of 3 before a write counts; the cluster's default\n" {
 		t.Errorf("%q", got)
 	}
 	fails(t, exitFailed, []string{meta}, "meta", "--id", "1", "--listen", meta, "--data", filepath.Join(dir, "m2"))

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -45,6 +46,8 @@ type Config struct {
 	// Prepare is called when the directory is known to be free for this cluster, before anything else in it is touched: the
 	// place to take what else the cluster needs, such as ports. Nil: nothing.
 	Prepare    func() error
+	ScrubRate  int64                 // as chunkserver.Config has it, of each chunk server
+	RepairRate int64                 // as metaserver.Config has it
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: no metrics
 }
@@ -116,7 +119,8 @@ func (c *Cluster) open() error {
 	for i, addr := range st.Metaservers {
 		m, err := metaserver.New(metaserver.Config{
 			ID: uint64(i + 1), Listen: addr, Advertise: addr, Dir: filepath.Join(c.cfg.Dir, partName("meta", i)), Peers: peers,
-			Logger: c.cfg.Logger.With("part", partName("meta", i)), Registerer: c.registerer(partName("meta", i)),
+			RepairRate: c.cfg.RepairRate,
+			Logger:     c.cfg.Logger.With("part", partName("meta", i)), Registerer: c.registerer(partName("meta", i)),
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", partName("meta", i), err)
@@ -130,7 +134,8 @@ func (c *Cluster) open() error {
 	for i := range st.Chunkservers {
 		s, err := chunkserver.New(chunkserver.Config{
 			Listen: net.JoinHostPort(host, "0"), Dirs: []string{filepath.Join(c.cfg.Dir, partName("chunk", i))}, Meta: st.Metaservers,
-			Logger: c.cfg.Logger.With("part", partName("chunk", i)), Registerer: c.registerer(partName("chunk", i)),
+			ScrubRate: c.cfg.ScrubRate,
+			Logger:    c.cfg.Logger.With("part", partName("chunk", i)), Registerer: c.registerer(partName("chunk", i)),
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", partName("chunk", i), err)
@@ -161,12 +166,19 @@ func (c *Cluster) Start(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := c.leaveRemoved(ctx); err != nil {
+		return err
+	}
 	for i, s := range c.chunks { // one after the other, so that the server of a new chunk-N gets the id N
+		if s == nil {
+			continue
+		}
 		c.chunkRuns.Go(func() { c.ended(chunkCtx, partName("chunk", i), s.Run(chunkCtx)) })
 		if err := c.await(ctx, partName("chunk", i), s.Ready()); err != nil {
 			return err
 		}
 	}
+	c.chunks = slices.DeleteFunc(c.chunks, func(s *chunkserver.Server) bool { return s == nil })
 	close(c.ready)
 	return nil
 }
@@ -224,7 +236,7 @@ func (c *Cluster) Address() string {
 	return out
 }
 
-// Metaservers and Chunkservers are how many of each run.
+// Metaservers and Chunkservers are how many of each run. Before Start, chunk servers that were removed from the cluster count.
 func (c *Cluster) Metaservers() int  { return len(c.metas) }
 func (c *Cluster) Chunkservers() int { return len(c.chunks) }
 
@@ -273,7 +285,9 @@ func (c *Cluster) Close() error {
 		c.stopChunks()
 		c.chunkRuns.Wait()
 		for _, s := range c.chunks {
-			errs = append(errs, s.Close())
+			if s != nil { // else it was removed from the cluster
+				errs = append(errs, s.Close())
+			}
 		}
 		c.stopMetas()
 		c.metaRuns.Wait()

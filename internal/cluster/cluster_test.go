@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -213,4 +214,43 @@ func FuzzState(f *testing.F) {
 			t.Errorf("%q gave %+v", b, st)
 		}
 	})
+}
+
+// A chunk server that was removed from the cluster does not keep it from starting, and joins anew with an empty directory.
+func TestRemovedServer(t *testing.T) {
+	dir := t.TempDir()
+	c := start(t, Config{Dir: dir, Chunkservers: 4, Listen: "127.0.0.1:0"})
+	use(t, c, func(ctx context.Context, fsys *client.FS) {
+		if err := fsys.RemoveServer(ctx, 2, false); err != nil {
+			t.Fatal(err)
+		}
+	})
+	stop(t, c)
+	ids := func() (out []uint32) {
+		c = start(t, Config{Dir: dir})
+		use(t, c, func(ctx context.Context, fsys *client.FS) {
+			servers, err := fsys.Servers(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range servers {
+				out = append(out, s.Id)
+			}
+		})
+		if err := c.Health(); err != nil || c.Chunkservers() != len(out) {
+			t.Error(c.Chunkservers(), err)
+		}
+		stop(t, c)
+		slices.Sort(out)
+		return out
+	}
+	if got := ids(); !slices.Equal(got, []uint32{1, 3, 4}) {
+		t.Errorf("%v", got)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "chunk-2")); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(); !slices.Equal(got, []uint32{1, 3, 4, 5}) {
+		t.Errorf("%v", got)
+	}
 }

@@ -164,6 +164,37 @@ func TestMetaPage(t *testing.T) {
 	}
 }
 
+// The page begins with whether the data is safe, and says how far repair, drains and scrubs are.
+func TestMetaPageOfRedundancy(t *testing.T) {
+	st := sample()
+	st.Redundancy = &pb.Redundancy{
+		Known: true, Full: 1001, Degraded: 22, Endangered: 33, Moving: 4, BytesLeft: 5 << 30, Summary: "IN DANGER: one more <loss>", HeldBack: "no room",
+	}
+	st.Servers[0].Draining, st.Servers[0].Shards, st.Servers[0].Problem, st.Servers[0].Progress = true, 4321, "silent", "drain waits"
+	st.Servers[1].Draining = true
+	var shown *pb.StatusReply
+	get := serve(t, Config{Page: MetaPage("", func(context.Context) (*pb.StatusReply, error) { return shown, nil })})
+	page := func(st *pb.StatusReply) string {
+		shown = st
+		code, body, _ := get("/")
+		if code != http.StatusOK {
+			t.Fatalf("status %d", code)
+		}
+		return body
+	}
+	body := page(st)
+	mustContain(t, body, `<div class="notice wrong" role="alert"><strong>IN DANGER: one more &lt;loss&gt;</strong>`, "1\u202f001", `class="warn">22`, `class="bad">33`,
+		"5.0 GiB", "no room", "4\u202f321", `class="bad">dead, draining`, `class="warn">draining`, "silent; drain waits")
+	if first, wrong := strings.Index(body, "IN DANGER"), strings.Index(body, "What is wrong"); first > wrong {
+		t.Error("the sentence does not come first")
+	}
+	st.Redundancy = &pb.Redundancy{Summary: "not known yet"}
+	mustContain(t, page(st), `<div class="notice"><strong>not known yet`, "not all chunks are counted yet")
+	if strings.Contains(page(sample()), "Redundancy") {
+		t.Error("what is not known is shown")
+	}
+}
+
 func TestMetaPageOfAnEmptyCluster(t *testing.T) {
 	status := func(context.Context) (*pb.StatusReply, error) { return &pb.StatusReply{Space: &pb.StatFSReply{}}, nil }
 	code, body, _ := serve(t, Config{Page: MetaPage("", status)})("/")

@@ -25,7 +25,7 @@ const (
 var assets embed.FS
 
 var pages = template.Must(template.New("").Funcs(template.FuncMap{
-	"size": size, "speed": speed, "num": number, "percent": percent, "ago": ago, "state": stateName, "domain": domain,
+	"size": size, "speed": speed, "num": number, "percent": percent, "ago": ago, "domain": domain,
 }).ParseFS(assets, "assets/*"))
 
 type frame struct {
@@ -57,6 +57,7 @@ type metaView struct {
 	frame
 	Self      string
 	St        *pb.StatusReply
+	Safety    string // the class of the sentence on redundancy: "wrong" where data is in danger
 	Used      uint64 // bytes of raw space
 	UsedPart  float64
 	Rates     rates
@@ -72,6 +73,8 @@ type serverView struct {
 	Used     uint64
 	UsedPart float64
 	Class    string
+	// StateName is one word, or two where a server that is not healthy is being drained.
+	StateName string
 }
 
 func newMetaView(self string, st *pb.StatusReply, r rates) metaView {
@@ -84,8 +87,11 @@ func newMetaView(self string, st *pb.StatusReply, r rates) metaView {
 		layout := chunk.LayoutOf(l)
 		v.Layout = fmt.Sprintf("%v, a write waits for %d of %d", layout, layout.Min, layout.Width())
 	}
+	if r := st.Redundancy; r.GetEndangered()+r.GetUnreadable() > 0 {
+		v.Safety = "wrong"
+	}
 	for _, s := range st.Servers {
-		sv := serverView{ServerInfo: s, Rate: r.Server[s.Id], Class: "bad"}
+		sv := serverView{ServerInfo: s, Rate: r.Server[s.Id], Class: "bad", StateName: stateName(s.State)}
 		sv.Used, sv.UsedPart = used(s.Capacity, s.Free)
 		switch s.State {
 		case pb.ServerState_SERVER_STATE_HEALTHY:
@@ -93,6 +99,13 @@ func newMetaView(self string, st *pb.StatusReply, r rates) metaView {
 			v.Healthy++
 		case pb.ServerState_SERVER_STATE_SUSPECT:
 			sv.Class = "warn"
+		}
+		if s.Draining {
+			if sv.Class == "good" {
+				sv.Class, sv.StateName = "warn", "draining"
+			} else {
+				sv.StateName += ", draining"
+			}
 		}
 		v.Servers = append(v.Servers, sv)
 	}

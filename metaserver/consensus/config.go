@@ -47,7 +47,7 @@ const (
 	// maxAppend bounds the entries of a group commit and of a message to a follower, and the proposals in flight.
 	maxAppend = 256
 	// commandVersion is the newest version of commands that is understood.
-	commandVersion = 1
+	commandVersion = 2
 )
 
 func (c Config) withDefaults() (Config, error) {

@@ -31,6 +31,9 @@ func openHome(dir string, id uint64) (_ *home, err error) {
 			return nil, fmt.Errorf("consensus: %w", err)
 		}
 	}
+	if err := syncDir(dir); err != nil { // what is in h.path is synced as it is made, which is worth nothing without its own name
+		return nil, err
+	}
 	if h.lock, err = lockFile(filepath.Join(h.path, "lock")); err != nil {
 		return nil, err
 	}

@@ -60,10 +60,12 @@ type DB struct {
 	updating sync.Mutex   // one Update, or one change of the file as a whole, at a time
 	flushMu  sync.Mutex   // one flush at a time; it owns the file's write transactions
 	files    sync.RWMutex // held for reading while the file is copied, for writing while another takes its place
-	mu       sync.RWMutex // held for reading by every reader of view, for writing to change what is in it
-	view     *view
-	unusable error // why view must not be used: closed, or the file could not be opened again
-	room     *sync.Cond
+	// reopening counts who waits to lock files for writing.
+	reopening atomic.Int32
+	mu        sync.RWMutex // held for reading by every reader of view, for writing to change what is in it
+	view      *view
+	unusable  error // why view must not be used: closed, or the file could not be opened again
+	room      *sync.Cond
 
 	txn txn // of the Update under way
 
@@ -310,7 +312,7 @@ func (db *DB) Close() error {
 	err := db.Flush()
 	db.flushMu.Lock()
 	defer db.flushMu.Unlock()
-	db.files.Lock()
+	db.lockFiles()
 	defer db.files.Unlock()
 	return errors.Join(err, db.release(ErrClosed))
 }

@@ -201,7 +201,7 @@ func (db *DB) ensureMapped() error {
 	if need < db.mapped {
 		return nil
 	}
-	db.files.Lock()
+	db.lockFiles()
 	defer db.files.Unlock()
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -217,6 +217,13 @@ func (db *DB) ensureMapped() error {
 		return db.Failure()
 	}
 	return nil
+}
+
+// lockFiles locks files for writing. A Copy under way gives way.
+func (db *DB) lockFiles() {
+	db.reopening.Add(1)
+	db.files.Lock()
+	db.reopening.Add(-1)
 }
 
 // reopen closes the file and opens the one that has its name now. The caller holds flushMu, files and mu.

@@ -15,14 +15,11 @@ const newSuffix = ".new"
 // they hold: at least Durable. The copy is made before Stream returns, so that a slow reader does not hold a transaction
 // open, which would make the file grow; it needs as much free space beside the database as that is large.
 func (db *DB) Stream() (_ io.ReadCloser, size int64, index uint64, err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(db.path), filepath.Base(db.path)+".stream-")
+	tmp, err := db.unnamed(".stream-")
 	if err != nil {
-		return nil, 0, 0, fmt.Errorf("kv: %w", err)
+		return nil, 0, 0, err
 	}
-	if err := os.Remove(tmp.Name()); err != nil { // it lives as long as it is open
-		return nil, 0, 0, errors.Join(fmt.Errorf("kv: %w", err), tmp.Close())
-	}
-	if size, index, err = db.copyTo(tmp); err == nil {
+	if size, index, err = db.copyTo(tmp, nil); err == nil {
 		_, err = tmp.Seek(0, io.SeekStart)
 	}
 	if err != nil {
@@ -31,7 +28,8 @@ func (db *DB) Stream() (_ io.ReadCloser, size int64, index uint64, err error) {
 	return tmp, size, index, nil
 }
 
-func (db *DB) copyTo(w io.Writer) (size int64, index uint64, err error) {
+// copyTo writes the file as it is now. fits, unless nil, is asked before whether so many bytes can be written.
+func (db *DB) copyTo(w io.Writer, fits func(size int64) error) (size int64, index uint64, err error) {
 	db.files.RLock()
 	defer db.files.RUnlock()
 	db.mu.RLock()
@@ -47,6 +45,11 @@ func (db *DB) copyTo(w io.Writer) (size int64, index uint64, err error) {
 	defer func() { err = errors.Join(err, tx.Rollback()) }()
 	if index, err = checkFormat(tx, db.path); err != nil {
 		return 0, 0, err
+	}
+	if fits != nil {
+		if err := fits(tx.Size()); err != nil {
+			return 0, 0, err
+		}
 	}
 	size, err = tx.WriteTo(w)
 	return size, index, err
@@ -65,7 +68,7 @@ func (db *DB) Replace(r io.Reader) error {
 	defer db.updating.Unlock()
 	db.flushMu.Lock()
 	defer db.flushMu.Unlock()
-	db.files.Lock()
+	db.lockFiles()
 	defer db.files.Unlock()
 	db.mu.Lock()
 	defer db.mu.Unlock()

@@ -8,7 +8,7 @@ import (
 
 // Intent is a mutation about to be proposed.
 type Intent struct {
-	Session    uint64
+	Session    uint64   // 0: it is the leader itself that changes something
 	Unanswered uint64   // the lowest sequence whose answer the session still waits for, 0 if that is not known
 	Inodes     []uint64 // what it changes
 	Victim     uint64   // an inode that may lose its last name by it, 0 if none
@@ -90,6 +90,9 @@ func (t *Table) admit(ctx context.Context, in Intent) (*session, error) {
 			return nil, ErrClosed
 		}
 		s := t.sessions[in.Session]
+		if in.Session == 0 {
+			s = t.own
+		}
 		if s == nil {
 			return nil, ErrNoSession
 		}

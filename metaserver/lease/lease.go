@@ -80,6 +80,7 @@ type Table struct {
 	ended        map[uint64]struct{} // sessions that ended before Start
 	early        map[uint64]struct{} // sessions that were opened, or opened again, before Start
 	sessions     map[uint64]*session
+	own          *session            // of the leader itself, which caches nothing
 	blind        map[uint64]*session // those that may have opened inodes under an earlier leader and did not tell yet
 	inodes       map[uint64]*node
 	unknown      int           // sessions that may hold leases of an earlier leader
@@ -160,6 +161,7 @@ func New(cfg Config) *Table {
 		ended:    map[uint64]struct{}{},
 		early:    map[uint64]struct{}{},
 		sessions: map[uint64]*session{},
+		own:      &session{},
 		blind:    map[uint64]*session{},
 		inodes:   map[uint64]*node{},
 		known:    make(chan struct{}),

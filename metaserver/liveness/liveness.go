@@ -3,7 +3,8 @@
 //
 // A server is healthy while it heartbeats, suspect when it has not for SuspectAfter (it gets no new chunks, readers
 // prefer others), dead after DeadAfter (its copies count as lost). A client that a server failed makes it suspect at
-// once, for SuspectAfter; that alone never makes it dead.
+// once, for SuspectAfter; that alone never makes it dead. Suspect is also who goes silent and comes back again and again, and
+// whose disks are far slower than those of the others.
 package liveness
 
 import (
@@ -43,6 +44,8 @@ type Server struct {
 	UUID    string
 	Address string
 	Domain  map[string]string
+	// Draining: nothing new goes there.
+	Draining bool
 }
 
 // Tracker is safe for concurrent use.
@@ -60,6 +63,8 @@ type server struct {
 	seen       time.Time      // last heartbeat; before the first, when the server became known
 	reported   time.Time      // last report of a client
 	report     string
+	returns    []time.Time // when it came back after a silence, lately
+	slow       slowness
 	disks      []*pb.DiskInfo
 	read       uint64
 	written    uint64
@@ -73,8 +78,6 @@ type server struct {
 // Inventory is what the last complete inventory of a server showed, compared with the metadata.
 type Inventory struct {
 	Done    bool
-	Missing uint64 // copies that metadata names and the server has not, or not whole
-	Bad     uint64 // copies that the server itself found bad
 	Foreign uint64 // chunks of an id that this cluster never gave out
 }
 
@@ -108,7 +111,7 @@ func (t *Tracker) Add(s Server) {
 		t.announce()
 		return
 	}
-	if old.Address != s.Address || !maps.Equal(old.Domain, s.Domain) || old.UUID != s.UUID {
+	if old.Address != s.Address || old.Draining != s.Draining || !maps.Equal(old.Domain, s.Domain) || old.UUID != s.UUID {
 		old.Server = s
 		t.announce()
 	}
@@ -129,7 +132,11 @@ func (t *Tracker) Heartbeat(id chunk.ServerID, disks []*pb.DiskInfo, read, writt
 	if s == nil {
 		return false
 	}
-	s.heard, s.seen = true, time.Now()
+	now := time.Now()
+	if s.heard && now.Sub(s.seen) >= t.cfg.SuspectAfter {
+		s.returned(now)
+	}
+	s.heard, s.seen = true, now
 	if len(disks) > 0 {
 		s.read, s.written = read, written
 		s.take(disks)
@@ -175,13 +182,42 @@ func (t *Tracker) SetInventory(id chunk.ServerID, inv Inventory) {
 	}
 }
 
-// AddCorrupt counts copies that were found missing or damaged since the last inventory.
-func (t *Tracker) AddCorrupt(id chunk.ServerID, n uint64) {
+// SetDraining says whether a server is to be emptied.
+func (t *Tracker) SetDraining(id chunk.ServerID, draining bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.servers[id]; s != nil && s.Draining != draining {
+		s.Draining = draining
+		t.announce()
+	}
+}
+
+// Draining tells whether a server is to be emptied.
+func (t *Tracker) Draining(id chunk.ServerID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.servers[id]
+	return s != nil && s.Draining
+}
+
+// Remove forgets a server.
+func (t *Tracker) Remove(id chunk.ServerID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.servers[id] != nil {
+		delete(t.servers, id)
+		t.announce()
+	}
+}
+
+// Domain is where a server stands, widest domain first; nil if it is not known.
+func (t *Tracker) Domain(id chunk.ServerID) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.servers[id]; s != nil {
-		s.inventory.Bad += n
+		return s.path()
 	}
+	return nil
 }
 
 // Poll returns the changes of state since it was called last. It is to be called several times a second.
@@ -189,6 +225,7 @@ func (t *Tracker) Poll() []Transition {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
+	t.judgeSpeed(now)
 	var changes []Transition
 	for _, s := range t.servers {
 		state := t.state(s, now)
@@ -226,7 +263,7 @@ func (t *Tracker) state(s *server, now time.Time) pb.ServerState {
 		return pb.ServerState_SERVER_STATE_SUSPECT
 	case !s.heard:
 		return pb.ServerState_SERVER_STATE_UNKNOWN
-	case t.isReported(s, now):
+	case t.doubtful(s, now):
 		return pb.ServerState_SERVER_STATE_SUSPECT
 	}
 	return pb.ServerState_SERVER_STATE_HEALTHY
@@ -234,6 +271,11 @@ func (t *Tracker) state(s *server, now time.Time) pb.ServerState {
 
 func (t *Tracker) isReported(s *server, now time.Time) bool {
 	return !s.reported.IsZero() && now.Sub(s.reported) < t.cfg.SuspectAfter
+}
+
+// doubtful tells whether a server that heartbeats is to be spared work for now.
+func (t *Tracker) doubtful(s *server, now time.Time) bool {
+	return t.isReported(s, now) || s.flaps(now) || s.slow.is(now)
 }
 
 // reason says in a few words what is wrong with a server; empty when nothing is.
@@ -246,16 +288,16 @@ func (t *Tracker) reason(s *server, now time.Time) string {
 		return fmt.Sprintf("not heard of since this metaserver leads, %v ago", silent.Round(time.Second))
 	case t.isReported(s, now):
 		return "a client reports: " + s.report
+	case s.flaps(now):
+		return fmt.Sprintf("went silent and came back %d times within %v", len(s.returns), flapWindow)
+	case s.slow.is(now):
+		return s.slow.reason
 	case s.diskErrors > 0:
 		return fmt.Sprintf("%d of %d disks failed", s.diskErrors, len(s.disks))
-	case s.inventory.Missing > 0:
-		return fmt.Sprintf("%d chunk copies are missing or too short", s.inventory.Missing)
-	case s.inventory.Bad > 0:
-		return fmt.Sprintf("%d chunk copies were found damaged or missing", s.inventory.Bad)
 	case s.inventory.Foreign > 0:
 		return fmt.Sprintf("%d chunks are of no id that this cluster gave out; left alone", s.inventory.Foreign)
-	case s.heard && s.capacity > 0 && s.free == 0:
-		return "no free space"
+	case s.heard && s.capacity > 0 && s.full():
+		return "no free space: it takes no new data"
 	}
 	return ""
 }
@@ -264,22 +306,22 @@ func (t *Tracker) reason(s *server, now time.Time) string {
 var domainLevels = []string{"zone", "rack", "host"}
 
 // Candidates returns the servers that new chunks may go to: those that are healthy and have room, less those to avoid.
-// When these are fewer than want, servers that only a client's report speaks against are added, and then those to be
-// avoided: a client whose own network is broken must not be able to stop all writing.
+// When these are fewer than want, servers are added that heartbeat but are slow, come and go, or failed a client, and then those
+// to be avoided: a client whose own network is broken must not be able to stop all writing.
 func (t *Tracker) Candidates(want int, avoid []uint32) []*pb.Candidate {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
 	var best, reported, avoided []*pb.Candidate
 	for _, s := range t.servers {
-		if !s.heard || s.free == 0 || now.Sub(s.seen) >= t.cfg.SuspectAfter {
+		if !s.up(now, t.cfg.SuspectAfter) || s.full() {
 			continue
 		}
 		c := &pb.Candidate{Server: uint32(s.ID), Weight: s.free, Domain: s.path()}
 		switch {
 		case slices.Contains(avoid, uint32(s.ID)):
 			avoided = append(avoided, c)
-		case t.isReported(s, now):
+		case t.doubtful(s, now):
 			reported = append(reported, c)
 		default:
 			best = append(best, c)
@@ -293,6 +335,30 @@ func (t *Tracker) Candidates(want int, avoid []uint32) []*pb.Candidate {
 	}
 	slices.SortFunc(best, func(a, b *pb.Candidate) int { return cmp.Compare(a.Server, b.Server) })
 	return best
+}
+
+// leastFree is how little free space makes a server full, in bytes: what comes in one write of a chunk, and some more. Of a tiny
+// server it is a hundredth.
+const leastFree = 4 << 20
+
+func (s *server) full() bool { return s.free < min(leastFree, max(s.capacity/100, 1)) }
+
+// up tells whether a server takes new data, if it has room.
+func (s *server) up(now time.Time, suspectAfter time.Duration) bool {
+	return s.heard && !s.Draining && s.capacity > 0 && now.Sub(s.seen) < suspectAfter
+}
+
+// Full is how many servers would take new data if they had room.
+func (t *Tracker) Full() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now, n := time.Now(), 0
+	for _, s := range t.servers {
+		if s.up(now, t.cfg.SuspectAfter) && s.full() {
+			n++
+		}
+	}
+	return n
 }
 
 // path is where the server stands, widest domain first. Levels that it does not name are empty.
@@ -320,12 +386,13 @@ func (t *Tracker) Servers() []*pb.ServerInfo {
 func (t *Tracker) info(s *server, now time.Time) *pb.ServerInfo {
 	disks := make([]*pb.DiskInfo, len(s.disks))
 	for i, d := range s.disks {
-		disks[i] = &pb.DiskInfo{Uuid: d.Uuid, Path: d.Path, Capacity: d.Capacity, Free: d.Free, Chunks: d.Chunks, Error: d.Error, Filesystem: d.Filesystem}
+		disks[i] = &pb.DiskInfo{Uuid: d.Uuid, Path: d.Path, Capacity: d.Capacity, Free: d.Free, Chunks: d.Chunks, Error: d.Error, Filesystem: d.Filesystem,
+			WriteNs: d.WriteNs, ReadNs: d.ReadNs, Used: d.Used}
 	}
 	return &pb.ServerInfo{
 		Id: uint32(s.ID), Address: s.Address, Uuid: s.UUID, Domain: maps.Clone(s.Domain),
 		State: t.state(s, now), Problem: t.reason(s, now), LastSeenMs: uint64(now.Sub(s.seen).Milliseconds()),
 		Capacity: s.capacity, Free: s.free, Chunks: s.chunks, Disks: disks,
-		BytesRead: s.read, BytesWritten: s.written,
+		BytesRead: s.read, BytesWritten: s.written, Draining: s.Draining,
 	}
 }

@@ -138,7 +138,7 @@ func TestFullAndBrokenDisks(t *testing.T) {
 	if s := tr.Servers()[0]; s.Capacity != 1000 || s.Problem == "" {
 		t.Fatalf("%+v", s)
 	}
-	tr.SetInventory(1, Inventory{Missing: 2})
+	tr.SetInventory(1, Inventory{Foreign: 2})
 	changed := tr.Changed()
 	tr.Add(Server{ID: 1, Address: "127.0.0.1:1"})
 	select {

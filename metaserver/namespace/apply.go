@@ -13,7 +13,16 @@ import (
 )
 
 // CommandVersion is the newest command set that Apply knows.
-const CommandVersion = 1
+const CommandVersion = 2
+
+// VersionOf is the command set that an operation belongs to. A metaserver that does not know a command stops, as it would
+// else go on with another state than its peers: so a command says no higher number than it needs.
+func VersionOf(op *pb.Op) uint32 {
+	if op.GetRepairState() != nil {
+		return 2
+	}
+	return 1
+}
 
 // tx is one command being applied.
 type tx struct {
@@ -33,7 +42,7 @@ type tx struct {
 // IsSessionEnded tells the result for a session that does not exist.
 func Apply(t kv.Txn, index uint64, cmd *pb.Command) *pb.Result {
 	x := &tx{Txn: t, index: index, session: cmd.GetSession(), cred: credOf(cmd.GetCred())}
-	if cmd.GetVersion() > CommandVersion || cmd.GetShard() != 0 {
+	if v := cmd.GetVersion(); v > CommandVersion || max(v, 1) < VersionOf(cmd.GetOp()) || cmd.GetShard() != 0 {
 		return x.failed(fserr.New(syscall.EOPNOTSUPP, "a command of version %d for shard %d", cmd.GetVersion(), cmd.GetShard()))
 	}
 	made, err := x.loadCounters()
@@ -182,6 +191,14 @@ func (x *tx) applyOwn(op *pb.Op) (*pb.Result, error) {
 		return x.setServer(op.SetServer)
 	case *pb.Op_RemoveServer:
 		return x.removeServer(op.RemoveServer)
+	case *pb.Op_StartRewrite:
+		return x.startRewrite(op.StartRewrite)
+	case *pb.Op_FinishRewrite:
+		return x.finishRewrite(op.FinishRewrite)
+	case *pb.Op_DropRewrites:
+		return x.dropRewrites(op.DropRewrites)
+	case *pb.Op_RepairState:
+		return x.repairState(op.RepairState)
 	}
 	return nil, fserr.New(syscall.EINVAL, "an operation that needs a session: %T", op.GetOp())
 }

@@ -159,7 +159,11 @@ func (cs *chunkSet) flush() error {
 	return nil
 }
 
-// putChunk records a chunk with its place among those that lack shards.
+// degraded tells whether a chunk is among those that repair has to look at: sealed, and without all its shards, or with some
+// on the move.
+func (c *ChunkRecord) degraded() bool { return c.Owner == 0 && (!c.Full() || len(c.Moves) > 0) }
+
+// putChunk records a chunk, and whether it is degraded.
 func (x *tx) putChunk(c *changedChunk) error {
 	if c.Owner == 0 && c.before.Owner != 0 {
 		if err := x.disown(c); err != nil {
@@ -167,7 +171,7 @@ func (x *tx) putChunk(c *changedChunk) error {
 		}
 	}
 	key := key8(uint64(c.ID))
-	was := c.before.Owner == 0 && !c.before.Full()
+	was := c.before.degraded()
 	if c.Owner == 0 && c.Live == 0 {
 		c.Copies(x.dropCopy)
 		x.Delete(bChunk, key)
@@ -176,7 +180,7 @@ func (x *tx) putChunk(c *changedChunk) error {
 		}
 		return x.subtract(&x.c.chunks, 1, "chunks")
 	}
-	switch is := c.Owner == 0 && !c.Full(); {
+	switch is := c.degraded(); {
 	case is && !was:
 		x.Put(bDegraded, key, present)
 	case was && !is:
@@ -213,41 +217,58 @@ func (x *tx) dropCopy(server chunk.ServerID, id chunk.ID) {
 
 func (x *tx) allocChunks(op *pb.AllocChunks) (*pb.Result, error) {
 	layout := chunk.LayoutOf(op.Layout)
-	switch {
-	case op.Count == 0 || op.Count > maxAlloc:
-		return nil, fserr.New(syscall.EINVAL, "%d chunks to allocate, 1 to %d", op.Count, maxAlloc)
-	case len(op.Candidates) > maxCandidates || len(op.Avoid) > maxCandidates:
-		return nil, fserr.New(syscall.EINVAL, "%d servers to choose from or avoid, at most %d", max(len(op.Candidates), len(op.Avoid)), maxCandidates)
-	case x.c.nextChunk+uint64(op.Count) > chunk.MaxID:
-		return nil, fserr.New(syscall.ENOSPC, "this cluster has given out all %d ids of chunks", uint64(chunk.MaxID))
-	}
-	if err := layout.Check(true); err != nil {
-		return nil, fserr.New(syscall.EINVAL, "a layout with %v", err)
+	if err := x.mayAlloc(layout, op.Count, max(len(op.Candidates), len(op.Avoid))); err != nil {
+		return nil, err
 	}
 	if err := x.countOwned(x.session, int64(op.Count)); err != nil {
 		return nil, err
 	}
-	candidates := x.eligible(op, layout.Min)
+	candidates := x.eligible(op.Candidates, op.Avoid, layout.Min)
 	if len(candidates) < layout.Min {
-		return nil, fserr.New(syscall.EAGAIN, "%d servers are fit to be written to, %v needs %d", len(candidates), layout, layout.Min)
+		return nil, tooFew(len(candidates), layout)
 	}
 	res := &pb.Result{Chunks: make([]*pb.AllocatedChunk, 0, op.Count)}
 	for range op.Count {
-		c := &ChunkRecord{ID: chunk.ID(x.c.nextChunk), Layout: layout, Owner: x.session}
-		x.c.nextChunk++
-		x.c.chunks++
-		c.Servers = place(c.ID, layout, candidates)
-		servers := make([]uint32, len(c.Servers))
-		for shard, s := range c.Servers {
-			if servers[shard] = uint32(s); s != 0 {
-				x.Put(bServerChunk, serverChunkKey(s, c.Stored(shard)), present)
-			}
-		}
-		x.Put(bChunk, key8(uint64(c.ID)), c.encode())
-		x.Put(bOwned, key16(x.session, uint64(c.ID)), present)
-		res.Chunks = append(res.Chunks, &pb.AllocatedChunk{Id: uint64(c.ID), Servers: servers, Layout: layout.Proto()})
+		res.Chunks = append(res.Chunks, x.newChunk(x.session, layout, candidates))
 	}
 	return res, nil
+}
+
+// mayAlloc checks what can be wrong with an allocation.
+func (x *tx) mayAlloc(layout chunk.Layout, count uint32, servers int) error {
+	switch {
+	case count == 0 || count > maxAlloc:
+		return fserr.New(syscall.EINVAL, "%d chunks to allocate, 1 to %d", count, maxAlloc)
+	case servers > maxCandidates:
+		return fserr.New(syscall.EINVAL, "%d servers to choose from or avoid, at most %d", servers, maxCandidates)
+	case x.c.nextChunk+uint64(count) > chunk.MaxID:
+		return fserr.New(syscall.ENOSPC, "this cluster has given out all %d ids of chunks", uint64(chunk.MaxID))
+	}
+	if err := layout.Check(true); err != nil {
+		return fserr.New(syscall.EINVAL, "a layout with %v", err)
+	}
+	return nil
+}
+
+func tooFew(n int, layout chunk.Layout) error {
+	return fserr.New(syscall.EAGAIN, "%d servers are fit to be written to, %v needs %d", n, layout, layout.Min)
+}
+
+// newChunk makes a chunk and says where it goes.
+func (x *tx) newChunk(owner uint64, layout chunk.Layout, candidates []*pb.Candidate) *pb.AllocatedChunk {
+	c := &ChunkRecord{ID: chunk.ID(x.c.nextChunk), Layout: layout, Owner: owner}
+	x.c.nextChunk++
+	x.c.chunks++
+	c.Servers = place(c.ID, layout, candidates)
+	servers := make([]uint32, len(c.Servers))
+	for shard, s := range c.Servers {
+		if servers[shard] = uint32(s); s != 0 {
+			x.Put(bServerChunk, serverChunkKey(s, c.Stored(shard)), present)
+		}
+	}
+	x.Put(bChunk, key8(uint64(c.ID)), c.encode())
+	x.Put(bOwned, key16(owner, uint64(c.ID)), present)
+	return &pb.AllocatedChunk{Id: uint64(c.ID), Servers: servers, Layout: layout.Proto()}
 }
 
 // place says which server gets which shard of a chunk; 0 where there are not enough.
@@ -256,17 +277,16 @@ func place(id chunk.ID, layout chunk.Layout, candidates []*pb.Candidate) []chunk
 	return append(servers, make([]chunk.ServerID, layout.Width()-len(servers))...)
 }
 
-// eligible are the candidates that are registered and that the client did not ask to avoid; those too when without them
-// there are not enough.
-func (x *tx) eligible(op *pb.AllocChunks, least int) []*pb.Candidate {
-	seen := make(map[uint32]bool, len(op.Candidates))
+// eligible are the candidates that are registered and not to be avoided; those too when without them there are not enough.
+func (x *tx) eligible(candidates []*pb.Candidate, avoid []uint32, least int) []*pb.Candidate {
+	seen := make(map[uint32]bool, len(candidates))
 	var good, avoided []*pb.Candidate
-	for _, c := range op.Candidates {
+	for _, c := range candidates {
 		if c == nil || seen[c.Server] || x.Get(bServer, serverKey(chunk.ServerID(c.Server))) == nil {
 			continue
 		}
 		seen[c.Server] = true
-		if slices.Contains(op.Avoid, c.Server) {
+		if slices.Contains(avoid, c.Server) {
 			avoided = append(avoided, c)
 		} else {
 			good = append(good, c)

@@ -248,7 +248,7 @@ func (in *inode) inlineBytes() uint64 {
 type ChunkRecord struct {
 	ID      chunk.ID
 	Layout  chunk.Layout
-	Owner   uint64           // the session that writes it; 0: sealed, it never grows again
+	Owner   uint64           // the session that writes it, or Rewriter; 0: sealed, it never grows again
 	Length  uint64           // committed, bytes; 0 with an owner: pending
 	Live    uint64           // bytes that extents of files refer to
 	Servers []chunk.ServerID // where each shard is, or is written; 0: nowhere. One for each of Layout.Width()

@@ -70,6 +70,8 @@ var (
 // present is the value of a key that only has to be there: the format's version.
 var present = []byte{1}
 
+func be64(b []byte) uint64 { return binary.BigEndian.Uint64(b) }
+
 // key8 and key16 make keys of big-endian numbers, so that their order is that of the numbers.
 func key8(a uint64) []byte { return binary.BigEndian.AppendUint64(make([]byte, 0, 8), a) }
 

@@ -16,8 +16,9 @@ import (
 
 // model is a file system in memory: what the state machine should be.
 type model struct {
-	nodes  map[uint64]*modelNode
-	chunks map[uint64]uint64 // committed length of the session's chunks
+	nodes    map[uint64]*modelNode
+	chunks   map[uint64]uint64 // committed length of the session's chunks
+	rewrites rewrites
 }
 
 type modelNode struct {
@@ -360,7 +361,7 @@ func (m *model) compareData(w *world, num uint64) (live, inline uint64) {
 		}
 		for _, e := range r.Extents {
 			for j := range e.Length {
-				b := modelByte{chunk: e.Chunk, coff: e.ChunkOffset + j}
+				b := m.rewrites.origin(e.Chunk, e.ChunkOffset+j)
 				if e.Chunk == 0 {
 					b = modelByte{value: e.Data[j]}
 					inline++
@@ -449,6 +450,9 @@ func TestModel(outer *testing.T) {
 					m.endSession(w, flag("closed"))
 				}
 			},
+			"rewrite": func(t *rapid.T) { m.startRewrite(t, w) }, "rewrite2": func(t *rapid.T) { m.startRewrite(t, w) },
+			"remap": func(t *rapid.T) { m.finishRewrite(t, w) }, "remap2": func(t *rapid.T) { m.finishRewrite(t, w) },
+			"drop": func(t *rapid.T) { m.dropRewrite(t, w) },
 			"retry": func(t *rapid.T) {
 				if w.seq > 0 {
 					first := Result(w.s, w.session, w.seq)
@@ -488,7 +492,9 @@ func randomCommand(t *rapid.T, clock int64) *pb.Command {
 	sequence := num("sequence", 60)
 	cmd := &pb.Command{Version: 1, Time: clock + int64(num("time", 100)) - 50, Session: num("session", 4), Sequence: sequence,
 		Unanswered: sequence - min(sequence, num("unanswered", 20)), Cred: &pb.Cred{Uid: uint32(num("uid", 2)), Gid: uint32(num("gid", 2))}, Op: &pb.Op{}}
-	switch rapid.IntRange(0, 16).Draw(t, "op") {
+	switch rapid.IntRange(0, 19).Draw(t, "op") {
+	case 17, 18, 19:
+		cmd.Session, cmd.Op = 0, randomRewrite(t)
 	case 0, 1, 2:
 		cmd.Op = &pb.Op{Op: &pb.Op_MakeNode{MakeNode: &pb.MakeNode{Parent: num("parent", 4), Name: name(), Exclusive: flag(),
 			Mode: rapid.SampledFrom([]uint32{syscall.S_IFREG, syscall.S_IFDIR, syscall.S_IFCHR, 0o120000, 0o150000}).Draw(t, "type") | uint32(num("mode", 0o7777))}}}

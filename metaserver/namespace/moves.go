@@ -49,7 +49,7 @@ func (x *tx) mayMove(c *changedChunk, m *pb.Move) (bool, error) {
 	switch {
 	case c == nil, shard >= c.Layout.Width(), c.Length == 0: // nothing committed: its writer has it all, and may be the only one
 		return false, nil
-	case c.move(shard) >= 0, c.Holders() < c.Layout.Data:
+	case c.move(shard) >= 0, c.Holders() < c.Layout.Data && c.Servers[shard] != server: // what is there may prove good after all
 		return false, nil
 	case c.Servers[shard] == server && (c.Holds(shard) || c.Owner != 0): // sealing drops what is not whole
 		return false, nil
@@ -125,8 +125,9 @@ func (x *tx) loseShards(op *pb.LoseShards) (*pb.Result, error) {
 		if c == nil {
 			continue
 		}
+		// What was being made there may be what was found damaged.
 		for k := len(c.Moves) - 1; k >= 0; k-- {
-			if m := c.Moves[k]; op.Gone && m.Server == server && c.Stored(m.Shard) == stored {
+			if m := c.Moves[k]; m.Server == server && c.Stored(m.Shard) == stored {
 				c.endMove(x, k, false)
 			}
 		}

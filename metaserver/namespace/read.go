@@ -292,7 +292,7 @@ type TotalsRecord struct {
 	InlineBytes uint64 // of files in their inodes
 	Deletions   uint64 // copies of chunks that servers have yet to delete
 	Sessions    uint64
-	Servers     uint64 // ever registered
+	Servers     uint64 // registered
 	Clock       int64  // time of the newest command, ns
 	Cluster     []byte // 16 bytes; nil: the cluster has not been initialised
 }
@@ -339,6 +339,20 @@ func Sessions(r kv.Reader) []uint64 {
 	return out
 }
 
+// Owned is how many chunks are being written, rewritten ones included.
+func Owned(r kv.Reader) uint64 {
+	n := uint64(len(Rewrites(r)))
+	r.Scan(bSession, nil, func(k, v []byte) bool {
+		if len(k) == 8 {
+			if s, err := decodeSession(binary.BigEndian.Uint64(k), v); err == nil {
+				n += uint64(s.Owned)
+			}
+		}
+		return true
+	})
+	return n
+}
+
 // HasSession tells whether a session lives.
 func HasSession(r kv.Reader, id uint64) bool {
 	_, ok, _ := getWindow(r, id)
@@ -380,8 +394,8 @@ func CopiesFrom(r kv.Reader, server chunk.ServerID, from chunk.ID, fn func(chunk
 	})
 }
 
-// Degraded calls fn for every sealed chunk with an id of at least from that has not all its shards whole, in the order of the
-// ids, until it returns false.
+// Degraded calls fn for every sealed chunk with an id of at least from that has not all its shards whole, or has some on the
+// move, in the order of the ids, until it returns false.
 func Degraded(r kv.Reader, from chunk.ID, fn func(chunk.ID) bool) {
 	r.Scan(bDegraded, key8(uint64(from)), func(k, _ []byte) bool {
 		return len(k) != 8 || fn(chunk.ID(binary.BigEndian.Uint64(k)))

@@ -205,6 +205,9 @@ func (x *tx) endSession(id uint64) error {
 
 // countOwned counts the chunks that a session writes; it may have only so many.
 func (x *tx) countOwned(session uint64, delta int64) error {
+	if session == Rewriter { // which is none
+		return nil
+	}
 	s, err := getSession(x, session)
 	if err != nil {
 		return err

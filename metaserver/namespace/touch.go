@@ -3,6 +3,7 @@ package namespace
 import (
 	"slices"
 
+	"github.com/shoalfs/shoalfs/internal/posix"
 	"github.com/shoalfs/shoalfs/metaserver/kv"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
@@ -41,6 +42,8 @@ func Touched(r kv.Reader, op *pb.Op) Touch {
 		t.add(op.Commit.Inode)
 	case *pb.Op_SetLayout:
 		t.add(op.SetLayout.Inode)
+	case *pb.Op_RepairState:
+		t.repairs(r, op.RepairState.Fixes)
 	}
 	return t
 }
@@ -52,6 +55,29 @@ func (t *Touch) rename(r kv.Reader, op *pb.Rename) {
 	t.add(op.Parent, op.NewParent, op.Expect, op.ExpectReplaced)
 	if !op.Exchange && !op.NoReplace && op.Expect != op.ExpectReplaced {
 		t.mayLose(dst)
+	}
+}
+
+func (t *Touch) repairs(r kv.Reader, fixes []*pb.StateFix) {
+	for _, f := range fixes {
+		switch f.Kind {
+		case pb.StateFix_ADD:
+			if f.Sum < pb.StateFix_NLINK || f.Sum > pb.StateFix_XATTR_BYTES {
+				continue
+			}
+		case pb.StateFix_INODE, pb.StateFix_PARENT, pb.StateFix_NAME:
+		case pb.StateFix_REMAKE, pb.StateFix_ATTACH:
+			lost, _, _ := getDentry(r, posix.RootInode, []byte(lostFound)) // 0 while there is none
+			t.add(posix.RootInode, lost)
+		default:
+			continue
+		}
+		t.add(f.Id)
+		if len(f.Key) > 8 {
+			parent, _ := nameOf(f.Key)
+			num, _, _ := decodeDentry(r.Get(bDentry, f.Key)) // 0 where it is damaged
+			t.add(parent, num)
+		}
 	}
 }
 

@@ -42,9 +42,11 @@ func (a *ranked) before(b *ranked) int {
 // candidates' weights (free bytes), no two in one failure domain as long as there is another, the widest domain counting
 // most. The order of the candidates does not matter. The first of the answer is the most preferred.
 func Pick(id chunk.ID, candidates []*pb.Candidate, n int) []chunk.ServerID {
-	if n <= 0 || len(candidates) == 0 {
-		return nil
-	}
+	return spread(rank(id, candidates), nil, n)
+}
+
+// rank sorts the candidates by how much the chunk prefers them, each server once.
+func rank(id chunk.ID, candidates []*pb.Candidate) []ranked {
 	all := make([]ranked, 0, len(candidates))
 	for _, c := range candidates {
 		if c != nil && c.Server != 0 {
@@ -54,19 +56,39 @@ func Pick(id chunk.ID, candidates []*pb.Candidate, n int) []chunk.ServerID {
 	}
 	slices.SortFunc(all, func(a, b ranked) int { return a.before(&b) })
 	all = slices.CompactFunc(all, func(a, b ranked) bool { return a.Server == b.Server })
+	return all
+}
 
+// Add returns n more servers, fewer if there are not that many, for a chunk that has shards on others already (which are not
+// among the candidates): those that Pick would prefer of them, no two of all in one failure domain as long as that can be.
+func Add(id chunk.ID, has, candidates []*pb.Candidate, n int) []chunk.ServerID {
+	there := make([]ranked, 0, len(has)+n)
+	for _, c := range has {
+		there = append(there, ranked{Candidate: c})
+	}
+	return spread(rank(id, candidates), there, n)
+}
+
+// spread takes n of those that are left, one after the other as they share least with the ones taken.
+func spread(all, picked []ranked, n int) []chunk.ServerID {
 	n = min(n, len(all))
-	picked := make([]ranked, 0, n)
-	for len(picked) < n {
+	if n <= 0 {
+		return nil
+	}
+	servers := make([]chunk.ServerID, n)
+	for i := range servers {
 		best := nextSpread(all, picked)
+		servers[i] = chunk.ServerID(all[best].Server)
 		picked = append(picked, all[best])
 		all = slices.Delete(all, best, best+1)
 	}
-	servers := make([]chunk.ServerID, n)
-	for i := range picked {
-		servers[i] = chunk.ServerID(picked[i].Server)
-	}
 	return servers
+}
+
+// Prefers tells whether a chunk belongs on server a rather than on b, as far as their weights say.
+func Prefers(id chunk.ID, a, b *pb.Candidate) bool {
+	r := rank(id, []*pb.Candidate{a, b})
+	return len(r) > 0 && r[0].Candidate == a
 }
 
 // nextSpread returns the index of the first candidate that shares the least with those picked already.
@@ -102,6 +124,18 @@ func compareSharing(a, b []string, picked []ranked) int {
 		}
 	}
 	return 0
+}
+
+// Shares is how many levels, from the widest, two places have in common. A level without a name is shared with nobody.
+func Shares(a, b []string) int {
+	n := 0
+	for n < min(len(a), len(b)) && a[n] == b[n] {
+		n++
+	}
+	for n > 0 && a[n-1] == "" {
+		n--
+	}
+	return n
 }
 
 // sharing counts the picked servers in the same domain at a level. An unknown domain is shared with nobody.

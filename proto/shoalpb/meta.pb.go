@@ -75,6 +75,161 @@ func (ManageServerRequest_Action) EnumDescriptor() ([]byte, []int) {
 	return file_shoalpb_meta_proto_rawDescGZIP(), []int{0, 0}
 }
 
+type StateFix_Kind int32
+
+const (
+	StateFix_NONE    StateFix_Kind = 0
+	StateFix_ADD     StateFix_Kind = 1  // `delta` to the sum `sum` of `id`
+	StateFix_NEXT    StateFix_Kind = 2  // the number in `key` of `bucket` was given out
+	StateFix_INODE   StateFix_Kind = 3  // in the record of inode `id` some fields follow from others
+	StateFix_PARENT  StateFix_Kind = 4  // directory `id` has its name in dentry `key`
+	StateFix_CHUNK   StateFix_Kind = 5  // chunk `id` has moves that cannot be, or an owner that does not exist
+	StateFix_GARBAGE StateFix_Kind = 6  // chunk `id` is not needed
+	StateFix_INDEX   StateFix_Kind = 7  // record `key` of `bucket` follows from others: it has to be there, or not. That of an uuid or a nonce leads to `id`
+	StateFix_NAME    StateFix_Kind = 8  // dentry `key` goes if its inode does not exist, and has that inode's type else
+	StateFix_REMAKE  StateFix_Kind = 9  // inode `id` does not exist, but has entries or extents; `key`: the dentry that leads to it
+	StateFix_ATTACH  StateFix_Kind = 10 // inode `id`, unchanged since log index `seen`, gets a name in /lost+found, in place of dentry `key` if that is set
+)
+
+// Enum value maps for StateFix_Kind.
+var (
+	StateFix_Kind_name = map[int32]string{
+		0:  "NONE",
+		1:  "ADD",
+		2:  "NEXT",
+		3:  "INODE",
+		4:  "PARENT",
+		5:  "CHUNK",
+		6:  "GARBAGE",
+		7:  "INDEX",
+		8:  "NAME",
+		9:  "REMAKE",
+		10: "ATTACH",
+	}
+	StateFix_Kind_value = map[string]int32{
+		"NONE":    0,
+		"ADD":     1,
+		"NEXT":    2,
+		"INODE":   3,
+		"PARENT":  4,
+		"CHUNK":   5,
+		"GARBAGE": 6,
+		"INDEX":   7,
+		"NAME":    8,
+		"REMAKE":  9,
+		"ATTACH":  10,
+	}
+)
+
+func (x StateFix_Kind) Enum() *StateFix_Kind {
+	p := new(StateFix_Kind)
+	*p = x
+	return p
+}
+
+func (x StateFix_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StateFix_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_shoalpb_meta_proto_enumTypes[1].Descriptor()
+}
+
+func (StateFix_Kind) Type() protoreflect.EnumType {
+	return &file_shoalpb_meta_proto_enumTypes[1]
+}
+
+func (x StateFix_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StateFix_Kind.Descriptor instead.
+func (StateFix_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42, 0}
+}
+
+type StateFix_Sum int32
+
+const (
+	StateFix_NO_SUM       StateFix_Sum = 0
+	StateFix_INODES       StateFix_Sum = 1 // of the whole state
+	StateFix_CHUNKS       StateFix_Sum = 2
+	StateFix_LIVE_BYTES   StateFix_Sum = 3
+	StateFix_INLINE_BYTES StateFix_Sum = 4
+	StateFix_DELETIONS    StateFix_Sum = 5
+	StateFix_SESSIONS     StateFix_Sum = 6
+	StateFix_SERVERS      StateFix_Sum = 7
+	StateFix_NLINK        StateFix_Sum = 8 // of inode `id`
+	StateFix_ENTRIES      StateFix_Sum = 9
+	StateFix_ALLOCATED    StateFix_Sum = 10
+	StateFix_XATTR_BYTES  StateFix_Sum = 11
+	StateFix_CHUNK_LIVE   StateFix_Sum = 12 // of chunk `id`
+	StateFix_OWNED        StateFix_Sum = 13 // of session `id`
+)
+
+// Enum value maps for StateFix_Sum.
+var (
+	StateFix_Sum_name = map[int32]string{
+		0:  "NO_SUM",
+		1:  "INODES",
+		2:  "CHUNKS",
+		3:  "LIVE_BYTES",
+		4:  "INLINE_BYTES",
+		5:  "DELETIONS",
+		6:  "SESSIONS",
+		7:  "SERVERS",
+		8:  "NLINK",
+		9:  "ENTRIES",
+		10: "ALLOCATED",
+		11: "XATTR_BYTES",
+		12: "CHUNK_LIVE",
+		13: "OWNED",
+	}
+	StateFix_Sum_value = map[string]int32{
+		"NO_SUM":       0,
+		"INODES":       1,
+		"CHUNKS":       2,
+		"LIVE_BYTES":   3,
+		"INLINE_BYTES": 4,
+		"DELETIONS":    5,
+		"SESSIONS":     6,
+		"SERVERS":      7,
+		"NLINK":        8,
+		"ENTRIES":      9,
+		"ALLOCATED":    10,
+		"XATTR_BYTES":  11,
+		"CHUNK_LIVE":   12,
+		"OWNED":        13,
+	}
+)
+
+func (x StateFix_Sum) Enum() *StateFix_Sum {
+	p := new(StateFix_Sum)
+	*p = x
+	return p
+}
+
+func (x StateFix_Sum) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StateFix_Sum) Descriptor() protoreflect.EnumDescriptor {
+	return file_shoalpb_meta_proto_enumTypes[2].Descriptor()
+}
+
+func (StateFix_Sum) Type() protoreflect.EnumType {
+	return &file_shoalpb_meta_proto_enumTypes[2]
+}
+
+func (x StateFix_Sum) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StateFix_Sum.Descriptor instead.
+func (StateFix_Sum) EnumDescriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42, 1}
+}
+
 type ManageServerRequest struct {
 	state         protoimpl.MessageState     `protogen:"open.v1"`
 	Server        uint32                     `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -327,6 +482,202 @@ func (x *ServerScrub) GetProgress() *ScrubProgress {
 	return nil
 }
 
+type ApplyPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cred          *Cred                  `protobuf:"bytes,1,opt,name=cred,proto3" json:"cred,omitempty"`
+	Inodes        []uint64               `protobuf:"fixed64,2,rep,packed,name=inodes,proto3" json:"inodes,omitempty"` // at most 4096
+	Keep          bool                   `protobuf:"varint,3,opt,name=keep,proto3" json:"keep,omitempty"`             // go on until it is done though nobody asks again, as long as the leader stays
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyPolicyRequest) Reset() {
+	*x = ApplyPolicyRequest{}
+	mi := &file_shoalpb_meta_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyPolicyRequest) ProtoMessage() {}
+
+func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
+func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ApplyPolicyRequest) GetCred() *Cred {
+	if x != nil {
+		return x.Cred
+	}
+	return nil
+}
+
+func (x *ApplyPolicyRequest) GetInodes() []uint64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return nil
+}
+
+func (x *ApplyPolicyRequest) GetKeep() bool {
+	if x != nil {
+		return x.Keep
+	}
+	return false
+}
+
+type ApplyPolicyReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Files         []*AppliedPolicy       `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`                       // in the order of the inodes
+	HeldBack      string                 `protobuf:"bytes,2,opt,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"` // why nothing is converted now, empty when something is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyPolicyReply) Reset() {
+	*x = ApplyPolicyReply{}
+	mi := &file_shoalpb_meta_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyPolicyReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyPolicyReply) ProtoMessage() {}
+
+func (x *ApplyPolicyReply) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyPolicyReply.ProtoReflect.Descriptor instead.
+func (*ApplyPolicyReply) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ApplyPolicyReply) GetFiles() []*AppliedPolicy {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *ApplyPolicyReply) GetHeldBack() string {
+	if x != nil {
+		return x.HeldBack
+	}
+	return ""
+}
+
+type AppliedPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Total         uint64                 `protobuf:"varint,1,opt,name=total,proto3" json:"total,omitempty"` // bytes that were to be converted, as far as that is known
+	Left          uint64                 `protobuf:"varint,2,opt,name=left,proto3" json:"left,omitempty"`   // of these, that still are
+	Known         bool                   `protobuf:"varint,3,opt,name=known,proto3" json:"known,omitempty"` // the file was looked at
+	Done          bool                   `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	Problem       string                 `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"` // why it does not get on, empty while it does
+	Errno         uint32                 `protobuf:"varint,6,opt,name=errno,proto3" json:"errno,omitempty"`    // EPERM: the caller is neither its owner nor root; EAGAIN: too many files are being converted, ask again
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppliedPolicy) Reset() {
+	*x = AppliedPolicy{}
+	mi := &file_shoalpb_meta_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppliedPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppliedPolicy) ProtoMessage() {}
+
+func (x *AppliedPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppliedPolicy.ProtoReflect.Descriptor instead.
+func (*AppliedPolicy) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AppliedPolicy) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *AppliedPolicy) GetLeft() uint64 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+func (x *AppliedPolicy) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *AppliedPolicy) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *AppliedPolicy) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *AppliedPolicy) GetErrno() uint32 {
+	if x != nil {
+		return x.Errno
+	}
+	return 0
+}
+
 type FsckRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Repair        bool                   `protobuf:"varint,1,opt,name=repair,proto3" json:"repair,omitempty"`
@@ -336,7 +687,7 @@ type FsckRequest struct {
 
 func (x *FsckRequest) Reset() {
 	*x = FsckRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[5]
+	mi := &file_shoalpb_meta_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +699,7 @@ func (x *FsckRequest) String() string {
 func (*FsckRequest) ProtoMessage() {}
 
 func (x *FsckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[5]
+	mi := &file_shoalpb_meta_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +712,7 @@ func (x *FsckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckRequest.ProtoReflect.Descriptor instead.
 func (*FsckRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{5}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FsckRequest) GetRepair() bool {
@@ -388,7 +739,7 @@ type FsckReply struct {
 
 func (x *FsckReply) Reset() {
 	*x = FsckReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[6]
+	mi := &file_shoalpb_meta_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +751,7 @@ func (x *FsckReply) String() string {
 func (*FsckReply) ProtoMessage() {}
 
 func (x *FsckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[6]
+	mi := &file_shoalpb_meta_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +764,7 @@ func (x *FsckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckReply.ProtoReflect.Descriptor instead.
 func (*FsckReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{6}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FsckReply) GetPhase() string {
@@ -492,7 +843,7 @@ type MutateRequest struct {
 
 func (x *MutateRequest) Reset() {
 	*x = MutateRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[7]
+	mi := &file_shoalpb_meta_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +855,7 @@ func (x *MutateRequest) String() string {
 func (*MutateRequest) ProtoMessage() {}
 
 func (x *MutateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[7]
+	mi := &file_shoalpb_meta_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -517,7 +868,7 @@ func (x *MutateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MutateRequest.ProtoReflect.Descriptor instead.
 func (*MutateRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{7}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MutateRequest) GetSession() uint64 {
@@ -583,6 +934,10 @@ type Op struct {
 	//	*Op_LoseShards
 	//	*Op_SetServer
 	//	*Op_RemoveServer
+	//	*Op_RepairState
+	//	*Op_StartRewrite
+	//	*Op_FinishRewrite
+	//	*Op_DropRewrites
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -590,7 +945,7 @@ type Op struct {
 
 func (x *Op) Reset() {
 	*x = Op{}
-	mi := &file_shoalpb_meta_proto_msgTypes[8]
+	mi := &file_shoalpb_meta_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -602,7 +957,7 @@ func (x *Op) String() string {
 func (*Op) ProtoMessage() {}
 
 func (x *Op) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[8]
+	mi := &file_shoalpb_meta_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -615,7 +970,7 @@ func (x *Op) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Op.ProtoReflect.Descriptor instead.
 func (*Op) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{8}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Op) GetOp() isOp_Op {
@@ -832,6 +1187,42 @@ func (x *Op) GetRemoveServer() *RemoveServer {
 	return nil
 }
 
+func (x *Op) GetRepairState() *RepairState {
+	if x != nil {
+		if x, ok := x.Op.(*Op_RepairState); ok {
+			return x.RepairState
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetStartRewrite() *StartRewrite {
+	if x != nil {
+		if x, ok := x.Op.(*Op_StartRewrite); ok {
+			return x.StartRewrite
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetFinishRewrite() *FinishRewrite {
+	if x != nil {
+		if x, ok := x.Op.(*Op_FinishRewrite); ok {
+			return x.FinishRewrite
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDropRewrites() *DropRewrites {
+	if x != nil {
+		if x, ok := x.Op.(*Op_DropRewrites); ok {
+			return x.DropRewrites
+		}
+	}
+	return nil
+}
+
 type isOp_Op interface {
 	isOp_Op()
 }
@@ -929,6 +1320,22 @@ type Op_RemoveServer struct {
 	RemoveServer *RemoveServer `protobuf:"bytes,28,opt,name=remove_server,json=removeServer,proto3,oneof"`
 }
 
+type Op_RepairState struct {
+	RepairState *RepairState `protobuf:"bytes,29,opt,name=repair_state,json=repairState,proto3,oneof"`
+}
+
+type Op_StartRewrite struct {
+	StartRewrite *StartRewrite `protobuf:"bytes,40,opt,name=start_rewrite,json=startRewrite,proto3,oneof"`
+}
+
+type Op_FinishRewrite struct {
+	FinishRewrite *FinishRewrite `protobuf:"bytes,41,opt,name=finish_rewrite,json=finishRewrite,proto3,oneof"`
+}
+
+type Op_DropRewrites struct {
+	DropRewrites *DropRewrites `protobuf:"bytes,42,opt,name=drop_rewrites,json=dropRewrites,proto3,oneof"`
+}
+
 func (*Op_MakeNode) isOp_Op() {}
 
 func (*Op_Link) isOp_Op() {}
@@ -975,6 +1382,14 @@ func (*Op_SetServer) isOp_Op() {}
 
 func (*Op_RemoveServer) isOp_Op() {}
 
+func (*Op_RepairState) isOp_Op() {}
+
+func (*Op_StartRewrite) isOp_Op() {}
+
+func (*Op_FinishRewrite) isOp_Op() {}
+
+func (*Op_DropRewrites) isOp_Op() {}
+
 // Command is an entry of the raft log.
 type Command struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -992,7 +1407,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_shoalpb_meta_proto_msgTypes[9]
+	mi := &file_shoalpb_meta_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1419,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[9]
+	mi := &file_shoalpb_meta_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1432,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{9}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Command) GetVersion() uint32 {
@@ -1096,14 +1511,15 @@ type Result struct {
 	// attr, parent, parent2 and replaced may be cached under the session's lease, and of a directory among them the names
 	// that the operation put or took; a directory just made is known to be empty. Set by the leader, never recorded.
 	Leased        bool    `protobuf:"varint,15,opt,name=leased,proto3" json:"leased,omitempty"`
-	Moves         []*Move `protobuf:"bytes,16,rep,name=moves,proto3" json:"moves,omitempty"` // StartMoves
+	Moves         []*Move `protobuf:"bytes,16,rep,name=moves,proto3" json:"moves,omitempty"`  // StartMoves
+	Bytes         uint64  `protobuf:"varint,17,opt,name=bytes,proto3" json:"bytes,omitempty"` // FinishRewrite: of files that were moved into the new chunk by this command
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_shoalpb_meta_proto_msgTypes[10]
+	mi := &file_shoalpb_meta_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1531,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[10]
+	mi := &file_shoalpb_meta_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1544,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{10}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Result) GetErrno() uint32 {
@@ -1243,6 +1659,13 @@ func (x *Result) GetMoves() []*Move {
 	return nil
 }
 
+func (x *Result) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // MakeNode makes a file, directory, symlink, FIFO, socket or device node. EEXIST where the name is taken, unless
 // `exclusive` is false and both are regular files.
 type MakeNode struct {
@@ -1259,7 +1682,7 @@ type MakeNode struct {
 
 func (x *MakeNode) Reset() {
 	*x = MakeNode{}
-	mi := &file_shoalpb_meta_proto_msgTypes[11]
+	mi := &file_shoalpb_meta_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1694,7 @@ func (x *MakeNode) String() string {
 func (*MakeNode) ProtoMessage() {}
 
 func (x *MakeNode) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[11]
+	mi := &file_shoalpb_meta_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1707,7 @@ func (x *MakeNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeNode.ProtoReflect.Descriptor instead.
 func (*MakeNode) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{11}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *MakeNode) GetParent() uint64 {
@@ -1340,7 +1763,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_shoalpb_meta_proto_msgTypes[12]
+	mi := &file_shoalpb_meta_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1775,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[12]
+	mi := &file_shoalpb_meta_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1788,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{12}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Link) GetInode() uint64 {
@@ -1404,7 +1827,7 @@ type Unlink struct {
 
 func (x *Unlink) Reset() {
 	*x = Unlink{}
-	mi := &file_shoalpb_meta_proto_msgTypes[13]
+	mi := &file_shoalpb_meta_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1839,7 @@ func (x *Unlink) String() string {
 func (*Unlink) ProtoMessage() {}
 
 func (x *Unlink) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[13]
+	mi := &file_shoalpb_meta_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1852,7 @@ func (x *Unlink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unlink.ProtoReflect.Descriptor instead.
 func (*Unlink) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{13}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Unlink) GetParent() uint64 {
@@ -1500,7 +1923,7 @@ type Rename struct {
 
 func (x *Rename) Reset() {
 	*x = Rename{}
-	mi := &file_shoalpb_meta_proto_msgTypes[14]
+	mi := &file_shoalpb_meta_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1512,7 +1935,7 @@ func (x *Rename) String() string {
 func (*Rename) ProtoMessage() {}
 
 func (x *Rename) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[14]
+	mi := &file_shoalpb_meta_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1525,7 +1948,7 @@ func (x *Rename) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rename.ProtoReflect.Descriptor instead.
 func (*Rename) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{14}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Rename) GetParent() uint64 {
@@ -1623,7 +2046,7 @@ type SetAttr struct {
 
 func (x *SetAttr) Reset() {
 	*x = SetAttr{}
-	mi := &file_shoalpb_meta_proto_msgTypes[15]
+	mi := &file_shoalpb_meta_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +2058,7 @@ func (x *SetAttr) String() string {
 func (*SetAttr) ProtoMessage() {}
 
 func (x *SetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[15]
+	mi := &file_shoalpb_meta_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +2071,7 @@ func (x *SetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttr.ProtoReflect.Descriptor instead.
 func (*SetAttr) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{15}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetAttr) GetInode() uint64 {
@@ -1734,7 +2157,7 @@ type SetXattr struct {
 
 func (x *SetXattr) Reset() {
 	*x = SetXattr{}
-	mi := &file_shoalpb_meta_proto_msgTypes[16]
+	mi := &file_shoalpb_meta_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +2169,7 @@ func (x *SetXattr) String() string {
 func (*SetXattr) ProtoMessage() {}
 
 func (x *SetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[16]
+	mi := &file_shoalpb_meta_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +2182,7 @@ func (x *SetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattr.ProtoReflect.Descriptor instead.
 func (*SetXattr) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{16}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetXattr) GetInode() uint64 {
@@ -1807,7 +2230,7 @@ type RemoveXattr struct {
 
 func (x *RemoveXattr) Reset() {
 	*x = RemoveXattr{}
-	mi := &file_shoalpb_meta_proto_msgTypes[17]
+	mi := &file_shoalpb_meta_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +2242,7 @@ func (x *RemoveXattr) String() string {
 func (*RemoveXattr) ProtoMessage() {}
 
 func (x *RemoveXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[17]
+	mi := &file_shoalpb_meta_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +2255,7 @@ func (x *RemoveXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveXattr.ProtoReflect.Descriptor instead.
 func (*RemoveXattr) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{17}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RemoveXattr) GetInode() uint64 {
@@ -1867,7 +2290,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_shoalpb_meta_proto_msgTypes[18]
+	mi := &file_shoalpb_meta_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2302,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[18]
+	mi := &file_shoalpb_meta_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2315,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{18}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Commit) GetInode() uint64 {
@@ -1959,7 +2382,7 @@ type ChunkCommit struct {
 
 func (x *ChunkCommit) Reset() {
 	*x = ChunkCommit{}
-	mi := &file_shoalpb_meta_proto_msgTypes[19]
+	mi := &file_shoalpb_meta_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1971,7 +2394,7 @@ func (x *ChunkCommit) String() string {
 func (*ChunkCommit) ProtoMessage() {}
 
 func (x *ChunkCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[19]
+	mi := &file_shoalpb_meta_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1984,7 +2407,7 @@ func (x *ChunkCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkCommit.ProtoReflect.Descriptor instead.
 func (*ChunkCommit) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{19}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ChunkCommit) GetChunk() uint64 {
@@ -2029,7 +2452,7 @@ type AllocChunks struct {
 
 func (x *AllocChunks) Reset() {
 	*x = AllocChunks{}
-	mi := &file_shoalpb_meta_proto_msgTypes[20]
+	mi := &file_shoalpb_meta_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2041,7 +2464,7 @@ func (x *AllocChunks) String() string {
 func (*AllocChunks) ProtoMessage() {}
 
 func (x *AllocChunks) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[20]
+	mi := &file_shoalpb_meta_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2054,7 +2477,7 @@ func (x *AllocChunks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocChunks.ProtoReflect.Descriptor instead.
 func (*AllocChunks) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{20}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AllocChunks) GetCount() uint32 {
@@ -2103,7 +2526,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_shoalpb_meta_proto_msgTypes[21]
+	mi := &file_shoalpb_meta_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2115,7 +2538,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[21]
+	mi := &file_shoalpb_meta_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2128,7 +2551,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{21}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Candidate) GetServer() uint32 {
@@ -2163,7 +2586,7 @@ type AllocatedChunk struct {
 
 func (x *AllocatedChunk) Reset() {
 	*x = AllocatedChunk{}
-	mi := &file_shoalpb_meta_proto_msgTypes[22]
+	mi := &file_shoalpb_meta_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +2598,7 @@ func (x *AllocatedChunk) String() string {
 func (*AllocatedChunk) ProtoMessage() {}
 
 func (x *AllocatedChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[22]
+	mi := &file_shoalpb_meta_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +2611,7 @@ func (x *AllocatedChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocatedChunk.ProtoReflect.Descriptor instead.
 func (*AllocatedChunk) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{22}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AllocatedChunk) GetId() uint64 {
@@ -2222,7 +2645,7 @@ type SealChunks struct {
 
 func (x *SealChunks) Reset() {
 	*x = SealChunks{}
-	mi := &file_shoalpb_meta_proto_msgTypes[23]
+	mi := &file_shoalpb_meta_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2234,7 +2657,7 @@ func (x *SealChunks) String() string {
 func (*SealChunks) ProtoMessage() {}
 
 func (x *SealChunks) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[23]
+	mi := &file_shoalpb_meta_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2247,7 +2670,7 @@ func (x *SealChunks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealChunks.ProtoReflect.Descriptor instead.
 func (*SealChunks) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{23}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SealChunks) GetChunks() []*ChunkCommit {
@@ -2267,7 +2690,7 @@ type ReleaseInodes struct {
 
 func (x *ReleaseInodes) Reset() {
 	*x = ReleaseInodes{}
-	mi := &file_shoalpb_meta_proto_msgTypes[24]
+	mi := &file_shoalpb_meta_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2279,7 +2702,7 @@ func (x *ReleaseInodes) String() string {
 func (*ReleaseInodes) ProtoMessage() {}
 
 func (x *ReleaseInodes) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[24]
+	mi := &file_shoalpb_meta_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2292,7 +2715,7 @@ func (x *ReleaseInodes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseInodes.ProtoReflect.Descriptor instead.
 func (*ReleaseInodes) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{24}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReleaseInodes) GetInodes() []uint64 {
@@ -2312,7 +2735,7 @@ type OpenSession struct {
 
 func (x *OpenSession) Reset() {
 	*x = OpenSession{}
-	mi := &file_shoalpb_meta_proto_msgTypes[25]
+	mi := &file_shoalpb_meta_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2747,7 @@ func (x *OpenSession) String() string {
 func (*OpenSession) ProtoMessage() {}
 
 func (x *OpenSession) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[25]
+	mi := &file_shoalpb_meta_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2760,7 @@ func (x *OpenSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
 func (*OpenSession) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{25}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *OpenSession) GetClient() string {
@@ -2362,7 +2785,7 @@ type CloseSession struct {
 
 func (x *CloseSession) Reset() {
 	*x = CloseSession{}
-	mi := &file_shoalpb_meta_proto_msgTypes[26]
+	mi := &file_shoalpb_meta_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2374,7 +2797,7 @@ func (x *CloseSession) String() string {
 func (*CloseSession) ProtoMessage() {}
 
 func (x *CloseSession) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[26]
+	mi := &file_shoalpb_meta_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2387,7 +2810,7 @@ func (x *CloseSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSession.ProtoReflect.Descriptor instead.
 func (*CloseSession) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{26}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{29}
 }
 
 type ExpireSessions struct {
@@ -2399,7 +2822,7 @@ type ExpireSessions struct {
 
 func (x *ExpireSessions) Reset() {
 	*x = ExpireSessions{}
-	mi := &file_shoalpb_meta_proto_msgTypes[27]
+	mi := &file_shoalpb_meta_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +2834,7 @@ func (x *ExpireSessions) String() string {
 func (*ExpireSessions) ProtoMessage() {}
 
 func (x *ExpireSessions) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[27]
+	mi := &file_shoalpb_meta_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +2847,7 @@ func (x *ExpireSessions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireSessions.ProtoReflect.Descriptor instead.
 func (*ExpireSessions) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{27}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExpireSessions) GetSessions() []uint64 {
@@ -2446,7 +2869,7 @@ type InitCluster struct {
 
 func (x *InitCluster) Reset() {
 	*x = InitCluster{}
-	mi := &file_shoalpb_meta_proto_msgTypes[28]
+	mi := &file_shoalpb_meta_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2458,7 +2881,7 @@ func (x *InitCluster) String() string {
 func (*InitCluster) ProtoMessage() {}
 
 func (x *InitCluster) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[28]
+	mi := &file_shoalpb_meta_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2471,7 +2894,7 @@ func (x *InitCluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitCluster.ProtoReflect.Descriptor instead.
 func (*InitCluster) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{28}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *InitCluster) GetCluster() []byte {
@@ -2514,7 +2937,7 @@ type RegisterServer struct {
 
 func (x *RegisterServer) Reset() {
 	*x = RegisterServer{}
-	mi := &file_shoalpb_meta_proto_msgTypes[29]
+	mi := &file_shoalpb_meta_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2949,7 @@ func (x *RegisterServer) String() string {
 func (*RegisterServer) ProtoMessage() {}
 
 func (x *RegisterServer) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[29]
+	mi := &file_shoalpb_meta_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2962,7 @@ func (x *RegisterServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterServer.ProtoReflect.Descriptor instead.
 func (*RegisterServer) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{29}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RegisterServer) GetUuid() []byte {
@@ -2580,7 +3003,7 @@ type FinishDeletions struct {
 
 func (x *FinishDeletions) Reset() {
 	*x = FinishDeletions{}
-	mi := &file_shoalpb_meta_proto_msgTypes[30]
+	mi := &file_shoalpb_meta_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +3015,7 @@ func (x *FinishDeletions) String() string {
 func (*FinishDeletions) ProtoMessage() {}
 
 func (x *FinishDeletions) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[30]
+	mi := &file_shoalpb_meta_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +3028,7 @@ func (x *FinishDeletions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishDeletions.ProtoReflect.Descriptor instead.
 func (*FinishDeletions) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{30}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *FinishDeletions) GetServer() uint32 {
@@ -2633,7 +3056,7 @@ type SetLayout struct {
 
 func (x *SetLayout) Reset() {
 	*x = SetLayout{}
-	mi := &file_shoalpb_meta_proto_msgTypes[31]
+	mi := &file_shoalpb_meta_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +3068,7 @@ func (x *SetLayout) String() string {
 func (*SetLayout) ProtoMessage() {}
 
 func (x *SetLayout) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[31]
+	mi := &file_shoalpb_meta_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +3081,7 @@ func (x *SetLayout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLayout.ProtoReflect.Descriptor instead.
 func (*SetLayout) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{31}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SetLayout) GetInode() uint64 {
@@ -2687,7 +3110,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_shoalpb_meta_proto_msgTypes[32]
+	mi := &file_shoalpb_meta_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +3122,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[32]
+	mi := &file_shoalpb_meta_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +3135,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{32}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Move) GetChunk() uint64 {
@@ -2747,7 +3170,7 @@ type StartMoves struct {
 
 func (x *StartMoves) Reset() {
 	*x = StartMoves{}
-	mi := &file_shoalpb_meta_proto_msgTypes[33]
+	mi := &file_shoalpb_meta_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +3182,7 @@ func (x *StartMoves) String() string {
 func (*StartMoves) ProtoMessage() {}
 
 func (x *StartMoves) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[33]
+	mi := &file_shoalpb_meta_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +3195,7 @@ func (x *StartMoves) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMoves.ProtoReflect.Descriptor instead.
 func (*StartMoves) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{33}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StartMoves) GetMoves() []*Move {
@@ -2794,7 +3217,7 @@ type FinishMoves struct {
 
 func (x *FinishMoves) Reset() {
 	*x = FinishMoves{}
-	mi := &file_shoalpb_meta_proto_msgTypes[34]
+	mi := &file_shoalpb_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2806,7 +3229,7 @@ func (x *FinishMoves) String() string {
 func (*FinishMoves) ProtoMessage() {}
 
 func (x *FinishMoves) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[34]
+	mi := &file_shoalpb_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2819,7 +3242,7 @@ func (x *FinishMoves) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishMoves.ProtoReflect.Descriptor instead.
 func (*FinishMoves) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{34}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FinishMoves) GetDone() []*Move {
@@ -2837,7 +3260,7 @@ func (x *FinishMoves) GetFailed() []*Move {
 }
 
 // LoseShards records that what a server holds under these stored ids is damaged or missing. It stays where it is until the
-// shard was made anew. What a chunk could not be read without stays as it is.
+// shard was made anew: it may be all that is left.
 type LoseShards struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -2849,7 +3272,7 @@ type LoseShards struct {
 
 func (x *LoseShards) Reset() {
 	*x = LoseShards{}
-	mi := &file_shoalpb_meta_proto_msgTypes[35]
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +3284,7 @@ func (x *LoseShards) String() string {
 func (*LoseShards) ProtoMessage() {}
 
 func (x *LoseShards) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[35]
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +3297,7 @@ func (x *LoseShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseShards.ProtoReflect.Descriptor instead.
 func (*LoseShards) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{35}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LoseShards) GetServer() uint32 {
@@ -2909,7 +3332,7 @@ type SetServer struct {
 
 func (x *SetServer) Reset() {
 	*x = SetServer{}
-	mi := &file_shoalpb_meta_proto_msgTypes[36]
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +3344,7 @@ func (x *SetServer) String() string {
 func (*SetServer) ProtoMessage() {}
 
 func (x *SetServer) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[36]
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2934,7 +3357,7 @@ func (x *SetServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetServer.ProtoReflect.Descriptor instead.
 func (*SetServer) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{36}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SetServer) GetServer() uint32 {
@@ -2961,7 +3384,7 @@ type RemoveServer struct {
 
 func (x *RemoveServer) Reset() {
 	*x = RemoveServer{}
-	mi := &file_shoalpb_meta_proto_msgTypes[37]
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3396,7 @@ func (x *RemoveServer) String() string {
 func (*RemoveServer) ProtoMessage() {}
 
 func (x *RemoveServer) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[37]
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3409,7 @@ func (x *RemoveServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServer.ProtoReflect.Descriptor instead.
 func (*RemoveServer) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{37}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RemoveServer) GetServer() uint32 {
@@ -2994,6 +3417,485 @@ func (x *RemoveServer) GetServer() uint32 {
 		return x.Server
 	}
 	return 0
+}
+
+// RepairState puts right what a check of the state found, as far as it follows from the rest of the state. EINVAL, and nothing is
+// changed: the state was repaired since it was checked. Commands with this operation have version 2.
+type RepairState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checked       uint64                 `protobuf:"varint,1,opt,name=checked,proto3" json:"checked,omitempty"` // log index of the state that was checked
+	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`     // log index of the command that repaired another part of what that check found; 0: this is the first
+	Fixes         []*StateFix            `protobuf:"bytes,3,rep,name=fixes,proto3" json:"fixes,omitempty"`      // at most 1024
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairState) Reset() {
+	*x = RepairState{}
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairState) ProtoMessage() {}
+
+func (x *RepairState) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairState.ProtoReflect.Descriptor instead.
+func (*RepairState) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *RepairState) GetChecked() uint64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *RepairState) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *RepairState) GetFixes() []*StateFix {
+	if x != nil {
+		return x.Fixes
+	}
+	return nil
+}
+
+// StateFix is something to be put right. Each is looked at again when it is applied, and left out where the state does not need
+// or allow it (any more).
+type StateFix struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          StateFix_Kind          `protobuf:"varint,1,opt,name=kind,proto3,enum=shoal.v1.StateFix_Kind" json:"kind,omitempty"`
+	Bucket        uint32                 `protobuf:"varint,2,opt,name=bucket,proto3" json:"bucket,omitempty"` // number
+	Key           []byte                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	Id            uint64                 `protobuf:"fixed64,4,opt,name=id,proto3" json:"id,omitempty"`
+	Sum           StateFix_Sum           `protobuf:"varint,5,opt,name=sum,proto3,enum=shoal.v1.StateFix_Sum" json:"sum,omitempty"`
+	Delta         int64                  `protobuf:"zigzag64,6,opt,name=delta,proto3" json:"delta,omitempty"`
+	Seen          uint64                 `protobuf:"varint,7,opt,name=seen,proto3" json:"seen,omitempty"`            // ADD: what was recorded
+	Links         uint64                 `protobuf:"varint,8,opt,name=links,proto3" json:"links,omitempty"`          // REMAKE, ATTACH: the inode has so many afterwards
+	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`            // REMAKE
+	Allocated     uint64                 `protobuf:"varint,10,opt,name=allocated,proto3" json:"allocated,omitempty"` // REMAKE
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateFix) Reset() {
+	*x = StateFix{}
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateFix) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateFix) ProtoMessage() {}
+
+func (x *StateFix) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateFix.ProtoReflect.Descriptor instead.
+func (*StateFix) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *StateFix) GetKind() StateFix_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return StateFix_NONE
+}
+
+func (x *StateFix) GetBucket() uint32 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *StateFix) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *StateFix) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *StateFix) GetSum() StateFix_Sum {
+	if x != nil {
+		return x.Sum
+	}
+	return StateFix_NO_SUM
+}
+
+func (x *StateFix) GetDelta() int64 {
+	if x != nil {
+		return x.Delta
+	}
+	return 0
+}
+
+func (x *StateFix) GetSeen() uint64 {
+	if x != nil {
+		return x.Seen
+	}
+	return 0
+}
+
+func (x *StateFix) GetLinks() uint64 {
+	if x != nil {
+		return x.Links
+	}
+	return 0
+}
+
+func (x *StateFix) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *StateFix) GetAllocated() uint64 {
+	if x != nil {
+		return x.Allocated
+	}
+	return 0
+}
+
+// StartRewrite takes a new chunk that the leader itself has made out of bytes of others. EAGAIN: too few servers are fit to be
+// written to, or too many such chunks are being made.
+type StartRewrite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Layout        *Layout                `protobuf:"bytes,1,opt,name=layout,proto3" json:"layout,omitempty"`
+	Candidates    []*Candidate           `protobuf:"bytes,2,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRewrite) Reset() {
+	*x = StartRewrite{}
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRewrite) ProtoMessage() {}
+
+func (x *StartRewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRewrite.ProtoReflect.Descriptor instead.
+func (*StartRewrite) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *StartRewrite) GetLayout() *Layout {
+	if x != nil {
+		return x.Layout
+	}
+	return nil
+}
+
+func (x *StartRewrite) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+// FinishRewrite publishes a chunk that StartRewrite took: `servers`, by shard, hold `length` bytes of it, which are the bytes of
+// `ranges` one after the other, padded with zeros to a whole row. Every extent of the `blocks` that lies in one of the ranges
+// refers to the new chunk from then on; what of it was overwritten, cut off or deleted meanwhile refers there no more, and is
+// left alone. Given again, or for a chunk that was dropped or sealed, it changes nothing.
+type FinishRewrite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`          // bytes, whole rows
+	Servers       []uint32               `protobuf:"varint,3,rep,packed,name=servers,proto3" json:"servers,omitempty"` // 0: that shard was not made
+	Ranges        []*RewriteRange        `protobuf:"bytes,4,rep,name=ranges,proto3" json:"ranges,omitempty"`           // all of them, each time; at most 4096, no two overlap
+	Blocks        []*FileBlock           `protobuf:"bytes,5,rep,name=blocks,proto3" json:"blocks,omitempty"`           // at most 4096
+	Seal          bool                   `protobuf:"varint,6,opt,name=seal,proto3" json:"seal,omitempty"`              // there are no more blocks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishRewrite) Reset() {
+	*x = FinishRewrite{}
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishRewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishRewrite) ProtoMessage() {}
+
+func (x *FinishRewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishRewrite.ProtoReflect.Descriptor instead.
+func (*FinishRewrite) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *FinishRewrite) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *FinishRewrite) GetLength() uint64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *FinishRewrite) GetServers() []uint32 {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *FinishRewrite) GetRanges() []*RewriteRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *FinishRewrite) GetBlocks() []*FileBlock {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+func (x *FinishRewrite) GetSeal() bool {
+	if x != nil {
+		return x.Seal
+	}
+	return false
+}
+
+type RewriteRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	From          uint32                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"` // bytes [from, to) of it
+	To            uint32                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RewriteRange) Reset() {
+	*x = RewriteRange{}
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RewriteRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RewriteRange) ProtoMessage() {}
+
+func (x *RewriteRange) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RewriteRange.ProtoReflect.Descriptor instead.
+func (*RewriteRange) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RewriteRange) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *RewriteRange) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *RewriteRange) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+type FileBlock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Inode         uint64                 `protobuf:"fixed64,1,opt,name=inode,proto3" json:"inode,omitempty"`
+	Block         uint64                 `protobuf:"varint,2,opt,name=block,proto3" json:"block,omitempty"` // its number: of 64 MiB each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileBlock) Reset() {
+	*x = FileBlock{}
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileBlock) ProtoMessage() {}
+
+func (x *FileBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileBlock.ProtoReflect.Descriptor instead.
+func (*FileBlock) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *FileBlock) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *FileBlock) GetBlock() uint64 {
+	if x != nil {
+		return x.Block
+	}
+	return 0
+}
+
+// DropRewrites gives up chunks that StartRewrite took. What a FinishRewrite moved into one already stays there.
+type DropRewrites struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunks        []uint64               `protobuf:"fixed64,1,rep,packed,name=chunks,proto3" json:"chunks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropRewrites) Reset() {
+	*x = DropRewrites{}
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropRewrites) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropRewrites) ProtoMessage() {}
+
+func (x *DropRewrites) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropRewrites.ProtoReflect.Descriptor instead.
+func (*DropRewrites) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *DropRewrites) GetChunks() []uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
 }
 
 // SessionPing: the first one names the session and all inodes that the client has open. The client must have dropped
@@ -3012,7 +3914,7 @@ type SessionPing struct {
 
 func (x *SessionPing) Reset() {
 	*x = SessionPing{}
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3024,7 +3926,7 @@ func (x *SessionPing) String() string {
 func (*SessionPing) ProtoMessage() {}
 
 func (x *SessionPing) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3037,7 +3939,7 @@ func (x *SessionPing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPing.ProtoReflect.Descriptor instead.
 func (*SessionPing) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SessionPing) GetSession() uint64 {
@@ -3085,7 +3987,7 @@ type RevokeAck struct {
 
 func (x *RevokeAck) Reset() {
 	*x = RevokeAck{}
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3999,7 @@ func (x *RevokeAck) String() string {
 func (*RevokeAck) ProtoMessage() {}
 
 func (x *RevokeAck) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +4012,7 @@ func (x *RevokeAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAck.ProtoReflect.Descriptor instead.
 func (*RevokeAck) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RevokeAck) GetRevoke() uint64 {
@@ -3141,7 +4043,7 @@ type SessionPush struct {
 
 func (x *SessionPush) Reset() {
 	*x = SessionPush{}
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +4055,7 @@ func (x *SessionPush) String() string {
 func (*SessionPush) ProtoMessage() {}
 
 func (x *SessionPush) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +4068,7 @@ func (x *SessionPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPush.ProtoReflect.Descriptor instead.
 func (*SessionPush) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SessionPush) GetPong() uint64 {
@@ -3221,7 +4123,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +4135,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +4148,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Revoke) GetId() uint64 {
@@ -3273,7 +4175,7 @@ type ReadContext struct {
 
 func (x *ReadContext) Reset() {
 	*x = ReadContext{}
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3285,7 +4187,7 @@ func (x *ReadContext) String() string {
 func (*ReadContext) ProtoMessage() {}
 
 func (x *ReadContext) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3298,7 +4200,7 @@ func (x *ReadContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContext.ProtoReflect.Descriptor instead.
 func (*ReadContext) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReadContext) GetSession() uint64 {
@@ -3326,7 +4228,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3338,7 +4240,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3351,7 +4253,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *LookupRequest) GetCtx() *ReadContext {
@@ -3388,7 +4290,7 @@ type LookupReply struct {
 
 func (x *LookupReply) Reset() {
 	*x = LookupReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3400,7 +4302,7 @@ func (x *LookupReply) String() string {
 func (*LookupReply) ProtoMessage() {}
 
 func (x *LookupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3413,7 +4315,7 @@ func (x *LookupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupReply.ProtoReflect.Descriptor instead.
 func (*LookupReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *LookupReply) GetAttr() *Attr {
@@ -3461,7 +4363,7 @@ type GetAttrRequest struct {
 
 func (x *GetAttrRequest) Reset() {
 	*x = GetAttrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3473,7 +4375,7 @@ func (x *GetAttrRequest) String() string {
 func (*GetAttrRequest) ProtoMessage() {}
 
 func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3486,7 +4388,7 @@ func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrRequest.ProtoReflect.Descriptor instead.
 func (*GetAttrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetAttrRequest) GetCtx() *ReadContext {
@@ -3514,7 +4416,7 @@ type GetAttrReply struct {
 
 func (x *GetAttrReply) Reset() {
 	*x = GetAttrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3526,7 +4428,7 @@ func (x *GetAttrReply) String() string {
 func (*GetAttrReply) ProtoMessage() {}
 
 func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3539,7 +4441,7 @@ func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrReply.ProtoReflect.Descriptor instead.
 func (*GetAttrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetAttrReply) GetAttr() *Attr {
@@ -3574,7 +4476,7 @@ type OpenRequest struct {
 
 func (x *OpenRequest) Reset() {
 	*x = OpenRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +4488,7 @@ func (x *OpenRequest) String() string {
 func (*OpenRequest) ProtoMessage() {}
 
 func (x *OpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3599,7 +4501,7 @@ func (x *OpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
 func (*OpenRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *OpenRequest) GetCtx() *ReadContext {
@@ -3635,7 +4537,7 @@ type ExtentsRequest struct {
 
 func (x *ExtentsRequest) Reset() {
 	*x = ExtentsRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +4549,7 @@ func (x *ExtentsRequest) String() string {
 func (*ExtentsRequest) ProtoMessage() {}
 
 func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +4562,7 @@ func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsRequest.ProtoReflect.Descriptor instead.
 func (*ExtentsRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExtentsRequest) GetCtx() *ReadContext {
@@ -3706,7 +4608,7 @@ type ExtentsReply struct {
 
 func (x *ExtentsReply) Reset() {
 	*x = ExtentsReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3718,7 +4620,7 @@ func (x *ExtentsReply) String() string {
 func (*ExtentsReply) ProtoMessage() {}
 
 func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3731,7 +4633,7 @@ func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsReply.ProtoReflect.Descriptor instead.
 func (*ExtentsReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExtentsReply) GetAttr() *Attr {
@@ -3795,7 +4697,7 @@ type ReadDirRequest struct {
 
 func (x *ReadDirRequest) Reset() {
 	*x = ReadDirRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3807,7 +4709,7 @@ func (x *ReadDirRequest) String() string {
 func (*ReadDirRequest) ProtoMessage() {}
 
 func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3820,7 +4722,7 @@ func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirRequest.ProtoReflect.Descriptor instead.
 func (*ReadDirRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ReadDirRequest) GetCtx() *ReadContext {
@@ -3864,7 +4766,7 @@ type ReadDirReply struct {
 
 func (x *ReadDirReply) Reset() {
 	*x = ReadDirReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3876,7 +4778,7 @@ func (x *ReadDirReply) String() string {
 func (*ReadDirReply) ProtoMessage() {}
 
 func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3889,7 +4791,7 @@ func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirReply.ProtoReflect.Descriptor instead.
 func (*ReadDirReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ReadDirReply) GetEntries() []*Dirent {
@@ -3938,7 +4840,7 @@ type Dirent struct {
 
 func (x *Dirent) Reset() {
 	*x = Dirent{}
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3950,7 +4852,7 @@ func (x *Dirent) String() string {
 func (*Dirent) ProtoMessage() {}
 
 func (x *Dirent) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3963,7 +4865,7 @@ func (x *Dirent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dirent.ProtoReflect.Descriptor instead.
 func (*Dirent) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Dirent) GetName() []byte {
@@ -3998,7 +4900,7 @@ type GetXattrRequest struct {
 
 func (x *GetXattrRequest) Reset() {
 	*x = GetXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4010,7 +4912,7 @@ func (x *GetXattrRequest) String() string {
 func (*GetXattrRequest) ProtoMessage() {}
 
 func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4023,7 +4925,7 @@ func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrRequest.ProtoReflect.Descriptor instead.
 func (*GetXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetXattrRequest) GetCtx() *ReadContext {
@@ -4056,7 +4958,7 @@ type GetXattrReply struct {
 
 func (x *GetXattrReply) Reset() {
 	*x = GetXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4068,7 +4970,7 @@ func (x *GetXattrReply) String() string {
 func (*GetXattrReply) ProtoMessage() {}
 
 func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4081,7 +4983,7 @@ func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrReply.ProtoReflect.Descriptor instead.
 func (*GetXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetXattrReply) GetValue() []byte {
@@ -4101,7 +5003,7 @@ type ListXattrRequest struct {
 
 func (x *ListXattrRequest) Reset() {
 	*x = ListXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4113,7 +5015,7 @@ func (x *ListXattrRequest) String() string {
 func (*ListXattrRequest) ProtoMessage() {}
 
 func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4126,7 +5028,7 @@ func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrRequest.ProtoReflect.Descriptor instead.
 func (*ListXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListXattrRequest) GetCtx() *ReadContext {
@@ -4152,7 +5054,7 @@ type ListXattrReply struct {
 
 func (x *ListXattrReply) Reset() {
 	*x = ListXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4164,7 +5066,7 @@ func (x *ListXattrReply) String() string {
 func (*ListXattrReply) ProtoMessage() {}
 
 func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4177,7 +5079,7 @@ func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrReply.ProtoReflect.Descriptor instead.
 func (*ListXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListXattrReply) GetNames() []string {
@@ -4195,7 +5097,7 @@ type StatFSRequest struct {
 
 func (x *StatFSRequest) Reset() {
 	*x = StatFSRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4207,7 +5109,7 @@ func (x *StatFSRequest) String() string {
 func (*StatFSRequest) ProtoMessage() {}
 
 func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4220,7 +5122,7 @@ func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSRequest.ProtoReflect.Descriptor instead.
 func (*StatFSRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
 }
 
 type StatFSReply struct {
@@ -4236,7 +5138,7 @@ type StatFSReply struct {
 
 func (x *StatFSReply) Reset() {
 	*x = StatFSReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4248,7 +5150,7 @@ func (x *StatFSReply) String() string {
 func (*StatFSReply) ProtoMessage() {}
 
 func (x *StatFSReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4261,7 +5163,7 @@ func (x *StatFSReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSReply.ProtoReflect.Descriptor instead.
 func (*StatFSReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *StatFSReply) GetCapacity() uint64 {
@@ -4307,7 +5209,7 @@ type ServersRequest struct {
 
 func (x *ServersRequest) Reset() {
 	*x = ServersRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4319,7 +5221,7 @@ func (x *ServersRequest) String() string {
 func (*ServersRequest) ProtoMessage() {}
 
 func (x *ServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4332,7 +5234,7 @@ func (x *ServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersRequest.ProtoReflect.Descriptor instead.
 func (*ServersRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
 }
 
 type ServersReply struct {
@@ -4344,7 +5246,7 @@ type ServersReply struct {
 
 func (x *ServersReply) Reset() {
 	*x = ServersReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4356,7 +5258,7 @@ func (x *ServersReply) String() string {
 func (*ServersReply) ProtoMessage() {}
 
 func (x *ServersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4369,7 +5271,7 @@ func (x *ServersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersReply.ProtoReflect.Descriptor instead.
 func (*ServersReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ServersReply) GetServers() []*ServerInfo {
@@ -4387,7 +5289,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +5301,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +5314,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
 }
 
 type StatusReply struct {
@@ -4430,15 +5332,17 @@ type StatusReply struct {
 	Index         uint64                 `protobuf:"varint,11,opt,name=index,proto3" json:"index,omitempty"`         // applied log index
 	Mutations     uint64                 `protobuf:"varint,12,opt,name=mutations,proto3" json:"mutations,omitempty"` // since the leader's start
 	Reads         uint64                 `protobuf:"varint,13,opt,name=reads,proto3" json:"reads,omitempty"`
-	Layout        *Layout                `protobuf:"bytes,14,opt,name=layout,proto3" json:"layout,omitempty"`         // of new data under the root's policy
-	Redundancy    *Redundancy            `protobuf:"bytes,15,opt,name=redundancy,proto3" json:"redundancy,omitempty"` // from the leader only
+	Layout        *Layout                `protobuf:"bytes,14,opt,name=layout,proto3" json:"layout,omitempty"`                                    // of new data under the root's policy
+	Redundancy    *Redundancy            `protobuf:"bytes,15,opt,name=redundancy,proto3" json:"redundancy,omitempty"`                            // from the leader only
+	DefaultLayout *Layout                `protobuf:"bytes,16,opt,name=default_layout,json=defaultLayout,proto3" json:"default_layout,omitempty"` // of what has no policy
+	Rewriting     *Rewriting             `protobuf:"bytes,17,opt,name=rewriting,proto3" json:"rewriting,omitempty"`                              // from the leader only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4450,7 +5354,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4463,7 +5367,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *StatusReply) GetCluster() string {
@@ -4571,6 +5475,113 @@ func (x *StatusReply) GetRedundancy() *Redundancy {
 	return nil
 }
 
+func (x *StatusReply) GetDefaultLayout() *Layout {
+	if x != nil {
+		return x.DefaultLayout
+	}
+	return nil
+}
+
+func (x *StatusReply) GetRewriting() *Rewriting {
+	if x != nil {
+		return x.Rewriting
+	}
+	return nil
+}
+
+// Rewriting says what of the space is garbage, and what is being written anew. Bytes are those of files, one copy counted.
+type Rewriting struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Garbage       uint64                 `protobuf:"varint,1,opt,name=garbage,proto3" json:"garbage,omitempty"`                      // in chunks that nobody writes to any more, and nothing refers to it
+	Reclaimable   uint64                 `protobuf:"varint,2,opt,name=reclaimable,proto3" json:"reclaimable,omitempty"`              // of that, what compacting chunks that are mostly garbage would give back
+	Running       uint64                 `protobuf:"varint,3,opt,name=running,proto3" json:"running,omitempty"`                      // new chunks that are being made
+	Moved         uint64                 `protobuf:"varint,4,opt,name=moved,proto3" json:"moved,omitempty"`                          // bytes written anew since the metaserver leads
+	Files         uint64                 `protobuf:"varint,5,opt,name=files,proto3" json:"files,omitempty"`                          // being converted to their policies
+	FilesLeft     uint64                 `protobuf:"varint,6,opt,name=files_left,json=filesLeft,proto3" json:"files_left,omitempty"` // bytes of them
+	HeldBack      string                 `protobuf:"bytes,7,opt,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`     // why it does not go on, empty when it does
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rewriting) Reset() {
+	*x = Rewriting{}
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rewriting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rewriting) ProtoMessage() {}
+
+func (x *Rewriting) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rewriting.ProtoReflect.Descriptor instead.
+func (*Rewriting) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *Rewriting) GetGarbage() uint64 {
+	if x != nil {
+		return x.Garbage
+	}
+	return 0
+}
+
+func (x *Rewriting) GetReclaimable() uint64 {
+	if x != nil {
+		return x.Reclaimable
+	}
+	return 0
+}
+
+func (x *Rewriting) GetRunning() uint64 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *Rewriting) GetMoved() uint64 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *Rewriting) GetFiles() uint64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *Rewriting) GetFilesLeft() uint64 {
+	if x != nil {
+		return x.FilesLeft
+	}
+	return 0
+}
+
+func (x *Rewriting) GetHeldBack() string {
+	if x != nil {
+		return x.HeldBack
+	}
+	return ""
+}
+
 // Redundancy says how far from safe the data is. Shards on servers that are dead do not count.
 type Redundancy struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -4585,7 +5596,7 @@ type Redundancy struct {
 	EtaSeconds     uint64                 `protobuf:"varint,9,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`               // 0: not known
 	HeldBack       string                 `protobuf:"bytes,10,opt,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`                     // why repair does not go on, empty when it does
 	Drains         uint64                 `protobuf:"varint,11,opt,name=drains,proto3" json:"drains,omitempty"`                                        // shards on servers that are being drained
-	Misplaced      uint64                 `protobuf:"varint,12,opt,name=misplaced,proto3" json:"misplaced,omitempty"`                                  // shards that rebalancing would move
+	Misplaced      uint64                 `protobuf:"varint,12,opt,name=misplaced,proto3" json:"misplaced,omitempty"`                                  // bytes that are to move so that all servers are equally full
 	Summary        string                 `protobuf:"bytes,13,opt,name=summary,proto3" json:"summary,omitempty"`                                       // all of it in one line
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -4593,7 +5604,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4605,7 +5616,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4618,7 +5629,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Redundancy) GetKnown() bool {
@@ -4724,7 +5735,7 @@ type MetaMember struct {
 
 func (x *MetaMember) Reset() {
 	*x = MetaMember{}
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4736,7 +5747,7 @@ func (x *MetaMember) String() string {
 func (*MetaMember) ProtoMessage() {}
 
 func (x *MetaMember) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4749,7 +5760,7 @@ func (x *MetaMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaMember.ProtoReflect.Descriptor instead.
 func (*MetaMember) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *MetaMember) GetId() uint64 {
@@ -4792,7 +5803,7 @@ type ReportServerRequest struct {
 
 func (x *ReportServerRequest) Reset() {
 	*x = ReportServerRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4804,7 +5815,7 @@ func (x *ReportServerRequest) String() string {
 func (*ReportServerRequest) ProtoMessage() {}
 
 func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4817,7 +5828,7 @@ func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerRequest.ProtoReflect.Descriptor instead.
 func (*ReportServerRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ReportServerRequest) GetSession() uint64 {
@@ -4856,7 +5867,7 @@ type ReportServerReply struct {
 
 func (x *ReportServerReply) Reset() {
 	*x = ReportServerReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4868,7 +5879,7 @@ func (x *ReportServerReply) String() string {
 func (*ReportServerReply) ProtoMessage() {}
 
 func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4881,7 +5892,7 @@ func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerReply.ProtoReflect.Descriptor instead.
 func (*ReportServerReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{77}
 }
 
 type RegisterRequest struct {
@@ -4897,7 +5908,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4909,7 +5920,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4922,7 +5933,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *RegisterRequest) GetCluster() []byte {
@@ -4970,7 +5981,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4982,7 +5993,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4995,7 +6006,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *RegisterReply) GetCluster() []byte {
@@ -5031,7 +6042,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5043,7 +6054,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5056,7 +6067,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *HeartbeatRequest) GetCluster() []byte {
@@ -5147,7 +6158,7 @@ type ChunkReport struct {
 
 func (x *ChunkReport) Reset() {
 	*x = ChunkReport{}
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5159,7 +6170,7 @@ func (x *ChunkReport) String() string {
 func (*ChunkReport) ProtoMessage() {}
 
 func (x *ChunkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5172,7 +6183,7 @@ func (x *ChunkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReport.ProtoReflect.Descriptor instead.
 func (*ChunkReport) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ChunkReport) GetId() uint64 {
@@ -5211,7 +6222,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5223,7 +6234,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5236,7 +6247,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *HeartbeatReply) GetDelete() []uint64 {
@@ -5290,20 +6301,23 @@ func (x *HeartbeatReply) GetCopyRate() uint64 {
 
 // CopyOrder has a server make and keep a shard of a sealed chunk out of what others hold.
 type CopyOrder struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stored        uint64                 `protobuf:"fixed64,1,opt,name=stored,proto3" json:"stored,omitempty"` // id under which it is kept, in place of what may be there under it
-	Source        *ChunkInfo             `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`   // the chunk; of its servers only those that can be asked
-	Servers       []*ServerInfo          `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"` // addresses of these
-	Layout        *Layout                `protobuf:"bytes,4,opt,name=layout,proto3" json:"layout,omitempty"`   // of the chunk to which the shard belongs
-	Shard         uint32                 `protobuf:"varint,5,opt,name=shard,proto3" json:"shard,omitempty"`
-	Length        uint64                 `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"` // of the shard, bytes
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Stored  uint64                 `protobuf:"fixed64,1,opt,name=stored,proto3" json:"stored,omitempty"` // id under which it is kept, in place of what may be there under it
+	Source  *ChunkInfo             `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`   // the chunk; of its servers only those that can be asked
+	Servers []*ServerInfo          `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"` // addresses of these
+	Layout  *Layout                `protobuf:"bytes,4,opt,name=layout,proto3" json:"layout,omitempty"`   // of the chunk to which the shard belongs
+	Shard   uint32                 `protobuf:"varint,5,opt,name=shard,proto3" json:"shard,omitempty"`
+	Length  uint64                 `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"` // of the shard, bytes
+	// With ranges there is no `source`: the chunk is these ranges one after the other, padded with zeros to a whole row.
+	Sources       []*ChunkInfo   `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`
+	Ranges        []*SourceRange `protobuf:"bytes,8,rep,name=ranges,proto3" json:"ranges,omitempty"` // at most 4096
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CopyOrder) Reset() {
 	*x = CopyOrder{}
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5315,7 +6329,7 @@ func (x *CopyOrder) String() string {
 func (*CopyOrder) ProtoMessage() {}
 
 func (x *CopyOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5328,7 +6342,7 @@ func (x *CopyOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOrder.ProtoReflect.Descriptor instead.
 func (*CopyOrder) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *CopyOrder) GetStored() uint64 {
@@ -5373,6 +6387,80 @@ func (x *CopyOrder) GetLength() uint64 {
 	return 0
 }
 
+func (x *CopyOrder) GetSources() []*ChunkInfo {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *CopyOrder) GetRanges() []*SourceRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+type SourceRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        uint32                 `protobuf:"varint,1,opt,name=source,proto3" json:"source,omitempty"` // index into `sources`
+	From          uint32                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`     // bytes [from, to) of it
+	To            uint32                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SourceRange) Reset() {
+	*x = SourceRange{}
+	mi := &file_shoalpb_meta_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SourceRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SourceRange) ProtoMessage() {}
+
+func (x *SourceRange) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SourceRange.ProtoReflect.Descriptor instead.
+func (*SourceRange) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *SourceRange) GetSource() uint32 {
+	if x != nil {
+		return x.Source
+	}
+	return 0
+}
+
+func (x *SourceRange) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *SourceRange) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
 type CopyResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stored        uint64                 `protobuf:"fixed64,1,opt,name=stored,proto3" json:"stored,omitempty"`
@@ -5384,7 +6472,7 @@ type CopyResult struct {
 
 func (x *CopyResult) Reset() {
 	*x = CopyResult{}
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5396,7 +6484,7 @@ func (x *CopyResult) String() string {
 func (*CopyResult) ProtoMessage() {}
 
 func (x *CopyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5409,7 +6497,7 @@ func (x *CopyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyResult.ProtoReflect.Descriptor instead.
 func (*CopyResult) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *CopyResult) GetStored() uint64 {
@@ -5447,7 +6535,7 @@ type ScrubProgress struct {
 
 func (x *ScrubProgress) Reset() {
 	*x = ScrubProgress{}
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5459,7 +6547,7 @@ func (x *ScrubProgress) String() string {
 func (*ScrubProgress) ProtoMessage() {}
 
 func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5472,7 +6560,7 @@ func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubProgress.ProtoReflect.Descriptor instead.
 func (*ScrubProgress) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ScrubProgress) GetPass() uint64 {
@@ -5520,7 +6608,7 @@ type PeerBytes struct {
 
 func (x *PeerBytes) Reset() {
 	*x = PeerBytes{}
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5532,7 +6620,7 @@ func (x *PeerBytes) String() string {
 func (*PeerBytes) ProtoMessage() {}
 
 func (x *PeerBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5545,7 +6633,7 @@ func (x *PeerBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerBytes.ProtoReflect.Descriptor instead.
 func (*PeerBytes) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *PeerBytes) GetData() []byte {
@@ -5587,7 +6675,21 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\aservers\x18\x02 \x03(\v2\x15.shoal.v1.ServerScrubR\aservers\"Z\n" +
 	"\vServerScrub\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x123\n" +
-	"\bprogress\x18\x02 \x01(\v2\x17.shoal.v1.ScrubProgressR\bprogress\"%\n" +
+	"\bprogress\x18\x02 \x01(\v2\x17.shoal.v1.ScrubProgressR\bprogress\"d\n" +
+	"\x12ApplyPolicyRequest\x12\"\n" +
+	"\x04cred\x18\x01 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x16\n" +
+	"\x06inodes\x18\x02 \x03(\x06R\x06inodes\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\bR\x04keep\"^\n" +
+	"\x10ApplyPolicyReply\x12-\n" +
+	"\x05files\x18\x01 \x03(\v2\x17.shoal.v1.AppliedPolicyR\x05files\x12\x1b\n" +
+	"\theld_back\x18\x02 \x01(\tR\bheldBack\"\x93\x01\n" +
+	"\rAppliedPolicy\x12\x14\n" +
+	"\x05total\x18\x01 \x01(\x04R\x05total\x12\x12\n" +
+	"\x04left\x18\x02 \x01(\x04R\x04left\x12\x14\n" +
+	"\x05known\x18\x03 \x01(\bR\x05known\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\x12\x14\n" +
+	"\x05errno\x18\x06 \x01(\rR\x05errno\"%\n" +
 	"\vFsckRequest\x12\x16\n" +
 	"\x06repair\x18\x01 \x01(\bR\x06repair\"\xdd\x01\n" +
 	"\tFsckReply\x12\x14\n" +
@@ -5607,8 +6709,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x18\x03 \x01(\x04R\n" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x04 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
-	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\x9f\n" +
-	"\n" +
+	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\x9b\f\n" +
 	"\x02Op\x121\n" +
 	"\tmake_node\x18\x01 \x01(\v2\x12.shoal.v1.MakeNodeH\x00R\bmakeNode\x12$\n" +
 	"\x04link\x18\x02 \x01(\v2\x0e.shoal.v1.LinkH\x00R\x04link\x12*\n" +
@@ -5638,7 +6739,11 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"loseShards\x124\n" +
 	"\n" +
 	"set_server\x18\x1b \x01(\v2\x13.shoal.v1.SetServerH\x00R\tsetServer\x12=\n" +
-	"\rremove_server\x18\x1c \x01(\v2\x16.shoal.v1.RemoveServerH\x00R\fremoveServerB\x04\n" +
+	"\rremove_server\x18\x1c \x01(\v2\x16.shoal.v1.RemoveServerH\x00R\fremoveServer\x12:\n" +
+	"\frepair_state\x18\x1d \x01(\v2\x15.shoal.v1.RepairStateH\x00R\vrepairState\x12=\n" +
+	"\rstart_rewrite\x18( \x01(\v2\x16.shoal.v1.StartRewriteH\x00R\fstartRewrite\x12@\n" +
+	"\x0efinish_rewrite\x18) \x01(\v2\x17.shoal.v1.FinishRewriteH\x00R\rfinishRewrite\x12=\n" +
+	"\rdrop_rewrites\x18* \x01(\v2\x16.shoal.v1.DropRewritesH\x00R\fdropRewritesB\x04\n" +
 	"\x02op\"\xe5\x01\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
@@ -5650,7 +6755,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x06 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
 	"\x02op\x18\a \x01(\v2\f.shoal.v1.OpR\x02op\x12\x14\n" +
-	"\x05shard\x18\b \x01(\x04R\x05shard\"\xfa\x03\n" +
+	"\x05shard\x18\b \x01(\x04R\x05shard\"\x90\x04\n" +
 	"\x06Result\x12\x14\n" +
 	"\x05errno\x18\x01 \x01(\rR\x05errno\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -5668,7 +6773,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\bmismatch\x18\r \x01(\bR\bmismatch\x12\x18\n" +
 	"\acluster\x18\x0e \x01(\fR\acluster\x12\x16\n" +
 	"\x06leased\x18\x0f \x01(\bR\x06leased\x12$\n" +
-	"\x05moves\x18\x10 \x03(\v2\x0e.shoal.v1.MoveR\x05moves\"\x96\x01\n" +
+	"\x05moves\x18\x10 \x03(\v2\x0e.shoal.v1.MoveR\x05moves\x12\x14\n" +
+	"\x05bytes\x18\x11 \x01(\x04R\x05bytes\"\x96\x01\n" +
 	"\bMakeNode\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x06R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
@@ -5810,7 +6916,81 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x1a\n" +
 	"\bdraining\x18\x02 \x01(\bR\bdraining\"&\n" +
 	"\fRemoveServer\x12\x16\n" +
-	"\x06server\x18\x01 \x01(\rR\x06server\"\x96\x01\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\"g\n" +
+	"\vRepairState\x12\x18\n" +
+	"\achecked\x18\x01 \x01(\x04R\achecked\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\x12(\n" +
+	"\x05fixes\x18\x03 \x03(\v2\x12.shoal.v1.StateFixR\x05fixes\"\xd9\x04\n" +
+	"\bStateFix\x12+\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x17.shoal.v1.StateFix.KindR\x04kind\x12\x16\n" +
+	"\x06bucket\x18\x02 \x01(\rR\x06bucket\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\fR\x03key\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\x06R\x02id\x12(\n" +
+	"\x03sum\x18\x05 \x01(\x0e2\x16.shoal.v1.StateFix.SumR\x03sum\x12\x14\n" +
+	"\x05delta\x18\x06 \x01(\x12R\x05delta\x12\x12\n" +
+	"\x04seen\x18\a \x01(\x04R\x04seen\x12\x14\n" +
+	"\x05links\x18\b \x01(\x04R\x05links\x12\x12\n" +
+	"\x04size\x18\t \x01(\x04R\x04size\x12\x1c\n" +
+	"\tallocated\x18\n" +
+	" \x01(\x04R\tallocated\"\x7f\n" +
+	"\x04Kind\x12\b\n" +
+	"\x04NONE\x10\x00\x12\a\n" +
+	"\x03ADD\x10\x01\x12\b\n" +
+	"\x04NEXT\x10\x02\x12\t\n" +
+	"\x05INODE\x10\x03\x12\n" +
+	"\n" +
+	"\x06PARENT\x10\x04\x12\t\n" +
+	"\x05CHUNK\x10\x05\x12\v\n" +
+	"\aGARBAGE\x10\x06\x12\t\n" +
+	"\x05INDEX\x10\a\x12\b\n" +
+	"\x04NAME\x10\b\x12\n" +
+	"\n" +
+	"\x06REMAKE\x10\t\x12\n" +
+	"\n" +
+	"\x06ATTACH\x10\n" +
+	"\"\xc8\x01\n" +
+	"\x03Sum\x12\n" +
+	"\n" +
+	"\x06NO_SUM\x10\x00\x12\n" +
+	"\n" +
+	"\x06INODES\x10\x01\x12\n" +
+	"\n" +
+	"\x06CHUNKS\x10\x02\x12\x0e\n" +
+	"\n" +
+	"LIVE_BYTES\x10\x03\x12\x10\n" +
+	"\fINLINE_BYTES\x10\x04\x12\r\n" +
+	"\tDELETIONS\x10\x05\x12\f\n" +
+	"\bSESSIONS\x10\x06\x12\v\n" +
+	"\aSERVERS\x10\a\x12\t\n" +
+	"\x05NLINK\x10\b\x12\v\n" +
+	"\aENTRIES\x10\t\x12\r\n" +
+	"\tALLOCATED\x10\n" +
+	"\x12\x0f\n" +
+	"\vXATTR_BYTES\x10\v\x12\x0e\n" +
+	"\n" +
+	"CHUNK_LIVE\x10\f\x12\t\n" +
+	"\x05OWNED\x10\r\"m\n" +
+	"\fStartRewrite\x12(\n" +
+	"\x06layout\x18\x01 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x123\n" +
+	"\n" +
+	"candidates\x18\x02 \x03(\v2\x13.shoal.v1.CandidateR\n" +
+	"candidates\"\xc8\x01\n" +
+	"\rFinishRewrite\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x16\n" +
+	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x18\n" +
+	"\aservers\x18\x03 \x03(\rR\aservers\x12.\n" +
+	"\x06ranges\x18\x04 \x03(\v2\x16.shoal.v1.RewriteRangeR\x06ranges\x12+\n" +
+	"\x06blocks\x18\x05 \x03(\v2\x13.shoal.v1.FileBlockR\x06blocks\x12\x12\n" +
+	"\x04seal\x18\x06 \x01(\bR\x04seal\"H\n" +
+	"\fRewriteRange\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\rR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\"7\n" +
+	"\tFileBlock\x12\x14\n" +
+	"\x05inode\x18\x01 \x01(\x06R\x05inode\x12\x14\n" +
+	"\x05block\x18\x02 \x01(\x04R\x05block\"&\n" +
+	"\fDropRewrites\x12\x16\n" +
+	"\x06chunks\x18\x01 \x03(\x06R\x06chunks\"\x96\x01\n" +
 	"\vSessionPing\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x06R\asession\x12\x12\n" +
 	"\x04ping\x18\x02 \x01(\x04R\x04ping\x12\x16\n" +
@@ -5904,7 +7084,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x0eServersRequest\">\n" +
 	"\fServersReply\x12.\n" +
 	"\aservers\x18\x01 \x03(\v2\x14.shoal.v1.ServerInfoR\aservers\"\x0f\n" +
-	"\rStatusRequest\"\x8b\x04\n" +
+	"\rStatusRequest\"\xf7\x04\n" +
 	"\vStatusReply\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
 	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x16\n" +
@@ -5924,7 +7104,18 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06layout\x18\x0e \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x124\n" +
 	"\n" +
 	"redundancy\x18\x0f \x01(\v2\x14.shoal.v1.RedundancyR\n" +
-	"redundancy\"\x81\x03\n" +
+	"redundancy\x127\n" +
+	"\x0edefault_layout\x18\x10 \x01(\v2\x10.shoal.v1.LayoutR\rdefaultLayout\x121\n" +
+	"\trewriting\x18\x11 \x01(\v2\x13.shoal.v1.RewritingR\trewriting\"\xc9\x01\n" +
+	"\tRewriting\x12\x18\n" +
+	"\agarbage\x18\x01 \x01(\x04R\agarbage\x12 \n" +
+	"\vreclaimable\x18\x02 \x01(\x04R\vreclaimable\x12\x18\n" +
+	"\arunning\x18\x03 \x01(\x04R\arunning\x12\x14\n" +
+	"\x05moved\x18\x04 \x01(\x04R\x05moved\x12\x14\n" +
+	"\x05files\x18\x05 \x01(\x04R\x05files\x12\x1d\n" +
+	"\n" +
+	"files_left\x18\x06 \x01(\x04R\tfilesLeft\x12\x1b\n" +
+	"\theld_back\x18\a \x01(\tR\bheldBack\"\x81\x03\n" +
 	"\n" +
 	"Redundancy\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\x12\x12\n" +
@@ -5997,14 +7188,20 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x05check\x18\x05 \x03(\x06R\x05check\x12\x1d\n" +
 	"\n" +
 	"scrub_pass\x18\x06 \x01(\x04R\tscrubPass\x12\x1b\n" +
-	"\tcopy_rate\x18\a \x01(\x04R\bcopyRate\"\xd8\x01\n" +
+	"\tcopy_rate\x18\a \x01(\x04R\bcopyRate\"\xb6\x02\n" +
 	"\tCopyOrder\x12\x16\n" +
 	"\x06stored\x18\x01 \x01(\x06R\x06stored\x12+\n" +
 	"\x06source\x18\x02 \x01(\v2\x13.shoal.v1.ChunkInfoR\x06source\x12.\n" +
 	"\aservers\x18\x03 \x03(\v2\x14.shoal.v1.ServerInfoR\aservers\x12(\n" +
 	"\x06layout\x18\x04 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x12\x14\n" +
 	"\x05shard\x18\x05 \x01(\rR\x05shard\x12\x16\n" +
-	"\x06length\x18\x06 \x01(\x04R\x06length\"P\n" +
+	"\x06length\x18\x06 \x01(\x04R\x06length\x12-\n" +
+	"\asources\x18\a \x03(\v2\x13.shoal.v1.ChunkInfoR\asources\x12-\n" +
+	"\x06ranges\x18\b \x03(\v2\x15.shoal.v1.SourceRangeR\x06ranges\"I\n" +
+	"\vSourceRange\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\rR\x06source\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\rR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\"P\n" +
 	"\n" +
 	"CopyResult\x12\x16\n" +
 	"\x06stored\x18\x01 \x01(\x06R\x06stored\x12\x14\n" +
@@ -6018,7 +7215,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\bfinished\x18\x05 \x01(\bR\bfinished\"9\n" +
 	"\tPeerBytes\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x18\n" +
-	"\acluster\x18\x02 \x01(\fR\acluster2\xd9\a\n" +
+	"\acluster\x18\x02 \x01(\fR\acluster2\xa2\b\n" +
 	"\x04Meta\x123\n" +
 	"\x06Mutate\x12\x17.shoal.v1.MutateRequest\x1a\x10.shoal.v1.Result\x12;\n" +
 	"\aSession\x12\x15.shoal.v1.SessionPing\x1a\x15.shoal.v1.SessionPush(\x010\x01\x128\n" +
@@ -6034,7 +7231,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06Status\x12\x17.shoal.v1.StatusRequest\x1a\x15.shoal.v1.StatusReply\x12J\n" +
 	"\fReportServer\x12\x1d.shoal.v1.ReportServerRequest\x1a\x1b.shoal.v1.ReportServerReply\x12J\n" +
 	"\fManageServer\x12\x1d.shoal.v1.ManageServerRequest\x1a\x1b.shoal.v1.ManageServerReply\x125\n" +
-	"\x05Scrub\x12\x16.shoal.v1.ScrubRequest\x1a\x14.shoal.v1.ScrubReply\x124\n" +
+	"\x05Scrub\x12\x16.shoal.v1.ScrubRequest\x1a\x14.shoal.v1.ScrubReply\x12G\n" +
+	"\vApplyPolicy\x12\x1c.shoal.v1.ApplyPolicyRequest\x1a\x1a.shoal.v1.ApplyPolicyReply\x124\n" +
 	"\x04Fsck\x12\x15.shoal.v1.FsckRequest\x1a\x13.shoal.v1.FsckReply0\x012\x91\x01\n" +
 	"\bRegistry\x12>\n" +
 	"\bRegister\x12\x19.shoal.v1.RegisterRequest\x1a\x17.shoal.v1.RegisterReply\x12E\n" +
@@ -6054,223 +7252,256 @@ func file_shoalpb_meta_proto_rawDescGZIP() []byte {
 	return file_shoalpb_meta_proto_rawDescData
 }
 
-var file_shoalpb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
+var file_shoalpb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 90)
 var file_shoalpb_meta_proto_goTypes = []any{
 	(ManageServerRequest_Action)(0), // 0: shoal.v1.ManageServerRequest.Action
-	(*ManageServerRequest)(nil),     // 1: shoal.v1.ManageServerRequest
-	(*ManageServerReply)(nil),       // 2: shoal.v1.ManageServerReply
-	(*ScrubRequest)(nil),            // 3: shoal.v1.ScrubRequest
-	(*ScrubReply)(nil),              // 4: shoal.v1.ScrubReply
-	(*ServerScrub)(nil),             // 5: shoal.v1.ServerScrub
-	(*FsckRequest)(nil),             // 6: shoal.v1.FsckRequest
-	(*FsckReply)(nil),               // 7: shoal.v1.FsckReply
-	(*MutateRequest)(nil),           // 8: shoal.v1.MutateRequest
-	(*Op)(nil),                      // 9: shoal.v1.Op
-	(*Command)(nil),                 // 10: shoal.v1.Command
-	(*Result)(nil),                  // 11: shoal.v1.Result
-	(*MakeNode)(nil),                // 12: shoal.v1.MakeNode
-	(*Link)(nil),                    // 13: shoal.v1.Link
-	(*Unlink)(nil),                  // 14: shoal.v1.Unlink
-	(*Rename)(nil),                  // 15: shoal.v1.Rename
-	(*SetAttr)(nil),                 // 16: shoal.v1.SetAttr
-	(*SetXattr)(nil),                // 17: shoal.v1.SetXattr
-	(*RemoveXattr)(nil),             // 18: shoal.v1.RemoveXattr
-	(*Commit)(nil),                  // 19: shoal.v1.Commit
-	(*ChunkCommit)(nil),             // 20: shoal.v1.ChunkCommit
-	(*AllocChunks)(nil),             // 21: shoal.v1.AllocChunks
-	(*Candidate)(nil),               // 22: shoal.v1.Candidate
-	(*AllocatedChunk)(nil),          // 23: shoal.v1.AllocatedChunk
-	(*SealChunks)(nil),              // 24: shoal.v1.SealChunks
-	(*ReleaseInodes)(nil),           // 25: shoal.v1.ReleaseInodes
-	(*OpenSession)(nil),             // 26: shoal.v1.OpenSession
-	(*CloseSession)(nil),            // 27: shoal.v1.CloseSession
-	(*ExpireSessions)(nil),          // 28: shoal.v1.ExpireSessions
-	(*InitCluster)(nil),             // 29: shoal.v1.InitCluster
-	(*RegisterServer)(nil),          // 30: shoal.v1.RegisterServer
-	(*FinishDeletions)(nil),         // 31: shoal.v1.FinishDeletions
-	(*SetLayout)(nil),               // 32: shoal.v1.SetLayout
-	(*Move)(nil),                    // 33: shoal.v1.Move
-	(*StartMoves)(nil),              // 34: shoal.v1.StartMoves
-	(*FinishMoves)(nil),             // 35: shoal.v1.FinishMoves
-	(*LoseShards)(nil),              // 36: shoal.v1.LoseShards
-	(*SetServer)(nil),               // 37: shoal.v1.SetServer
-	(*RemoveServer)(nil),            // 38: shoal.v1.RemoveServer
-	(*SessionPing)(nil),             // 39: shoal.v1.SessionPing
-	(*RevokeAck)(nil),               // 40: shoal.v1.RevokeAck
-	(*SessionPush)(nil),             // 41: shoal.v1.SessionPush
-	(*Revoke)(nil),                  // 42: shoal.v1.Revoke
-	(*ReadContext)(nil),             // 43: shoal.v1.ReadContext
-	(*LookupRequest)(nil),           // 44: shoal.v1.LookupRequest
-	(*LookupReply)(nil),             // 45: shoal.v1.LookupReply
-	(*GetAttrRequest)(nil),          // 46: shoal.v1.GetAttrRequest
-	(*GetAttrReply)(nil),            // 47: shoal.v1.GetAttrReply
-	(*OpenRequest)(nil),             // 48: shoal.v1.OpenRequest
-	(*ExtentsRequest)(nil),          // 49: shoal.v1.ExtentsRequest
-	(*ExtentsReply)(nil),            // 50: shoal.v1.ExtentsReply
-	(*ReadDirRequest)(nil),          // 51: shoal.v1.ReadDirRequest
-	(*ReadDirReply)(nil),            // 52: shoal.v1.ReadDirReply
-	(*Dirent)(nil),                  // 53: shoal.v1.Dirent
-	(*GetXattrRequest)(nil),         // 54: shoal.v1.GetXattrRequest
-	(*GetXattrReply)(nil),           // 55: shoal.v1.GetXattrReply
-	(*ListXattrRequest)(nil),        // 56: shoal.v1.ListXattrRequest
-	(*ListXattrReply)(nil),          // 57: shoal.v1.ListXattrReply
-	(*StatFSRequest)(nil),           // 58: shoal.v1.StatFSRequest
-	(*StatFSReply)(nil),             // 59: shoal.v1.StatFSReply
-	(*ServersRequest)(nil),          // 60: shoal.v1.ServersRequest
-	(*ServersReply)(nil),            // 61: shoal.v1.ServersReply
-	(*StatusRequest)(nil),           // 62: shoal.v1.StatusRequest
-	(*StatusReply)(nil),             // 63: shoal.v1.StatusReply
-	(*Redundancy)(nil),              // 64: shoal.v1.Redundancy
-	(*MetaMember)(nil),              // 65: shoal.v1.MetaMember
-	(*ReportServerRequest)(nil),     // 66: shoal.v1.ReportServerRequest
-	(*ReportServerReply)(nil),       // 67: shoal.v1.ReportServerReply
-	(*RegisterRequest)(nil),         // 68: shoal.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 69: shoal.v1.RegisterReply
-	(*HeartbeatRequest)(nil),        // 70: shoal.v1.HeartbeatRequest
-	(*ChunkReport)(nil),             // 71: shoal.v1.ChunkReport
-	(*HeartbeatReply)(nil),          // 72: shoal.v1.HeartbeatReply
-	(*CopyOrder)(nil),               // 73: shoal.v1.CopyOrder
-	(*CopyResult)(nil),              // 74: shoal.v1.CopyResult
-	(*ScrubProgress)(nil),           // 75: shoal.v1.ScrubProgress
-	(*PeerBytes)(nil),               // 76: shoal.v1.PeerBytes
-	nil,                             // 77: shoal.v1.RegisterServer.DomainEntry
-	nil,                             // 78: shoal.v1.RegisterRequest.DomainEntry
-	(*Cred)(nil),                    // 79: shoal.v1.Cred
-	(*Attr)(nil),                    // 80: shoal.v1.Attr
-	(*Extent)(nil),                  // 81: shoal.v1.Extent
-	(*Layout)(nil),                  // 82: shoal.v1.Layout
-	(*ServerInfo)(nil),              // 83: shoal.v1.ServerInfo
-	(*ChunkInfo)(nil),               // 84: shoal.v1.ChunkInfo
-	(*DiskInfo)(nil),                // 85: shoal.v1.DiskInfo
+	(StateFix_Kind)(0),              // 1: shoal.v1.StateFix.Kind
+	(StateFix_Sum)(0),               // 2: shoal.v1.StateFix.Sum
+	(*ManageServerRequest)(nil),     // 3: shoal.v1.ManageServerRequest
+	(*ManageServerReply)(nil),       // 4: shoal.v1.ManageServerReply
+	(*ScrubRequest)(nil),            // 5: shoal.v1.ScrubRequest
+	(*ScrubReply)(nil),              // 6: shoal.v1.ScrubReply
+	(*ServerScrub)(nil),             // 7: shoal.v1.ServerScrub
+	(*ApplyPolicyRequest)(nil),      // 8: shoal.v1.ApplyPolicyRequest
+	(*ApplyPolicyReply)(nil),        // 9: shoal.v1.ApplyPolicyReply
+	(*AppliedPolicy)(nil),           // 10: shoal.v1.AppliedPolicy
+	(*FsckRequest)(nil),             // 11: shoal.v1.FsckRequest
+	(*FsckReply)(nil),               // 12: shoal.v1.FsckReply
+	(*MutateRequest)(nil),           // 13: shoal.v1.MutateRequest
+	(*Op)(nil),                      // 14: shoal.v1.Op
+	(*Command)(nil),                 // 15: shoal.v1.Command
+	(*Result)(nil),                  // 16: shoal.v1.Result
+	(*MakeNode)(nil),                // 17: shoal.v1.MakeNode
+	(*Link)(nil),                    // 18: shoal.v1.Link
+	(*Unlink)(nil),                  // 19: shoal.v1.Unlink
+	(*Rename)(nil),                  // 20: shoal.v1.Rename
+	(*SetAttr)(nil),                 // 21: shoal.v1.SetAttr
+	(*SetXattr)(nil),                // 22: shoal.v1.SetXattr
+	(*RemoveXattr)(nil),             // 23: shoal.v1.RemoveXattr
+	(*Commit)(nil),                  // 24: shoal.v1.Commit
+	(*ChunkCommit)(nil),             // 25: shoal.v1.ChunkCommit
+	(*AllocChunks)(nil),             // 26: shoal.v1.AllocChunks
+	(*Candidate)(nil),               // 27: shoal.v1.Candidate
+	(*AllocatedChunk)(nil),          // 28: shoal.v1.AllocatedChunk
+	(*SealChunks)(nil),              // 29: shoal.v1.SealChunks
+	(*ReleaseInodes)(nil),           // 30: shoal.v1.ReleaseInodes
+	(*OpenSession)(nil),             // 31: shoal.v1.OpenSession
+	(*CloseSession)(nil),            // 32: shoal.v1.CloseSession
+	(*ExpireSessions)(nil),          // 33: shoal.v1.ExpireSessions
+	(*InitCluster)(nil),             // 34: shoal.v1.InitCluster
+	(*RegisterServer)(nil),          // 35: shoal.v1.RegisterServer
+	(*FinishDeletions)(nil),         // 36: shoal.v1.FinishDeletions
+	(*SetLayout)(nil),               // 37: shoal.v1.SetLayout
+	(*Move)(nil),                    // 38: shoal.v1.Move
+	(*StartMoves)(nil),              // 39: shoal.v1.StartMoves
+	(*FinishMoves)(nil),             // 40: shoal.v1.FinishMoves
+	(*LoseShards)(nil),              // 41: shoal.v1.LoseShards
+	(*SetServer)(nil),               // 42: shoal.v1.SetServer
+	(*RemoveServer)(nil),            // 43: shoal.v1.RemoveServer
+	(*RepairState)(nil),             // 44: shoal.v1.RepairState
+	(*StateFix)(nil),                // 45: shoal.v1.StateFix
+	(*StartRewrite)(nil),            // 46: shoal.v1.StartRewrite
+	(*FinishRewrite)(nil),           // 47: shoal.v1.FinishRewrite
+	(*RewriteRange)(nil),            // 48: shoal.v1.RewriteRange
+	(*FileBlock)(nil),               // 49: shoal.v1.FileBlock
+	(*DropRewrites)(nil),            // 50: shoal.v1.DropRewrites
+	(*SessionPing)(nil),             // 51: shoal.v1.SessionPing
+	(*RevokeAck)(nil),               // 52: shoal.v1.RevokeAck
+	(*SessionPush)(nil),             // 53: shoal.v1.SessionPush
+	(*Revoke)(nil),                  // 54: shoal.v1.Revoke
+	(*ReadContext)(nil),             // 55: shoal.v1.ReadContext
+	(*LookupRequest)(nil),           // 56: shoal.v1.LookupRequest
+	(*LookupReply)(nil),             // 57: shoal.v1.LookupReply
+	(*GetAttrRequest)(nil),          // 58: shoal.v1.GetAttrRequest
+	(*GetAttrReply)(nil),            // 59: shoal.v1.GetAttrReply
+	(*OpenRequest)(nil),             // 60: shoal.v1.OpenRequest
+	(*ExtentsRequest)(nil),          // 61: shoal.v1.ExtentsRequest
+	(*ExtentsReply)(nil),            // 62: shoal.v1.ExtentsReply
+	(*ReadDirRequest)(nil),          // 63: shoal.v1.ReadDirRequest
+	(*ReadDirReply)(nil),            // 64: shoal.v1.ReadDirReply
+	(*Dirent)(nil),                  // 65: shoal.v1.Dirent
+	(*GetXattrRequest)(nil),         // 66: shoal.v1.GetXattrRequest
+	(*GetXattrReply)(nil),           // 67: shoal.v1.GetXattrReply
+	(*ListXattrRequest)(nil),        // 68: shoal.v1.ListXattrRequest
+	(*ListXattrReply)(nil),          // 69: shoal.v1.ListXattrReply
+	(*StatFSRequest)(nil),           // 70: shoal.v1.StatFSRequest
+	(*StatFSReply)(nil),             // 71: shoal.v1.StatFSReply
+	(*ServersRequest)(nil),          // 72: shoal.v1.ServersRequest
+	(*ServersReply)(nil),            // 73: shoal.v1.ServersReply
+	(*StatusRequest)(nil),           // 74: shoal.v1.StatusRequest
+	(*StatusReply)(nil),             // 75: shoal.v1.StatusReply
+	(*Rewriting)(nil),               // 76: shoal.v1.Rewriting
+	(*Redundancy)(nil),              // 77: shoal.v1.Redundancy
+	(*MetaMember)(nil),              // 78: shoal.v1.MetaMember
+	(*ReportServerRequest)(nil),     // 79: shoal.v1.ReportServerRequest
+	(*ReportServerReply)(nil),       // 80: shoal.v1.ReportServerReply
+	(*RegisterRequest)(nil),         // 81: shoal.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 82: shoal.v1.RegisterReply
+	(*HeartbeatRequest)(nil),        // 83: shoal.v1.HeartbeatRequest
+	(*ChunkReport)(nil),             // 84: shoal.v1.ChunkReport
+	(*HeartbeatReply)(nil),          // 85: shoal.v1.HeartbeatReply
+	(*CopyOrder)(nil),               // 86: shoal.v1.CopyOrder
+	(*SourceRange)(nil),             // 87: shoal.v1.SourceRange
+	(*CopyResult)(nil),              // 88: shoal.v1.CopyResult
+	(*ScrubProgress)(nil),           // 89: shoal.v1.ScrubProgress
+	(*PeerBytes)(nil),               // 90: shoal.v1.PeerBytes
+	nil,                             // 91: shoal.v1.RegisterServer.DomainEntry
+	nil,                             // 92: shoal.v1.RegisterRequest.DomainEntry
+	(*Cred)(nil),                    // 93: shoal.v1.Cred
+	(*Attr)(nil),                    // 94: shoal.v1.Attr
+	(*Extent)(nil),                  // 95: shoal.v1.Extent
+	(*Layout)(nil),                  // 96: shoal.v1.Layout
+	(*ServerInfo)(nil),              // 97: shoal.v1.ServerInfo
+	(*ChunkInfo)(nil),               // 98: shoal.v1.ChunkInfo
+	(*DiskInfo)(nil),                // 99: shoal.v1.DiskInfo
 }
 var file_shoalpb_meta_proto_depIdxs = []int32{
 	0,   // 0: shoal.v1.ManageServerRequest.action:type_name -> shoal.v1.ManageServerRequest.Action
-	5,   // 1: shoal.v1.ScrubReply.servers:type_name -> shoal.v1.ServerScrub
-	75,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
-	79,  // 3: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
-	9,   // 4: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
-	12,  // 5: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
-	13,  // 6: shoal.v1.Op.link:type_name -> shoal.v1.Link
-	14,  // 7: shoal.v1.Op.unlink:type_name -> shoal.v1.Unlink
-	15,  // 8: shoal.v1.Op.rename:type_name -> shoal.v1.Rename
-	16,  // 9: shoal.v1.Op.set_attr:type_name -> shoal.v1.SetAttr
-	17,  // 10: shoal.v1.Op.set_xattr:type_name -> shoal.v1.SetXattr
-	18,  // 11: shoal.v1.Op.remove_xattr:type_name -> shoal.v1.RemoveXattr
-	19,  // 12: shoal.v1.Op.commit:type_name -> shoal.v1.Commit
-	21,  // 13: shoal.v1.Op.alloc_chunks:type_name -> shoal.v1.AllocChunks
-	24,  // 14: shoal.v1.Op.seal_chunks:type_name -> shoal.v1.SealChunks
-	25,  // 15: shoal.v1.Op.release_inodes:type_name -> shoal.v1.ReleaseInodes
-	26,  // 16: shoal.v1.Op.open_session:type_name -> shoal.v1.OpenSession
-	27,  // 17: shoal.v1.Op.close_session:type_name -> shoal.v1.CloseSession
-	32,  // 18: shoal.v1.Op.set_layout:type_name -> shoal.v1.SetLayout
-	28,  // 19: shoal.v1.Op.expire_sessions:type_name -> shoal.v1.ExpireSessions
-	29,  // 20: shoal.v1.Op.init_cluster:type_name -> shoal.v1.InitCluster
-	30,  // 21: shoal.v1.Op.register_server:type_name -> shoal.v1.RegisterServer
-	31,  // 22: shoal.v1.Op.finish_deletions:type_name -> shoal.v1.FinishDeletions
-	34,  // 23: shoal.v1.Op.start_moves:type_name -> shoal.v1.StartMoves
-	35,  // 24: shoal.v1.Op.finish_moves:type_name -> shoal.v1.FinishMoves
-	36,  // 25: shoal.v1.Op.lose_shards:type_name -> shoal.v1.LoseShards
-	37,  // 26: shoal.v1.Op.set_server:type_name -> shoal.v1.SetServer
-	38,  // 27: shoal.v1.Op.remove_server:type_name -> shoal.v1.RemoveServer
-	79,  // 28: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
-	9,   // 29: shoal.v1.Command.op:type_name -> shoal.v1.Op
-	80,  // 30: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
-	80,  // 31: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
-	80,  // 32: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
-	80,  // 33: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
-	23,  // 34: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
-	33,  // 35: shoal.v1.Result.moves:type_name -> shoal.v1.Move
-	81,  // 36: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
-	20,  // 37: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
-	82,  // 38: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
-	22,  // 39: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
-	82,  // 40: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
-	82,  // 41: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
-	20,  // 42: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
-	77,  // 43: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
-	82,  // 44: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
-	33,  // 45: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
-	33,  // 46: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
-	33,  // 47: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
-	40,  // 48: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
-	42,  // 49: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
-	83,  // 50: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
-	79,  // 51: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
-	43,  // 52: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
-	80,  // 53: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
-	80,  // 54: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
-	43,  // 55: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
-	80,  // 56: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
-	43,  // 57: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
-	43,  // 58: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
-	80,  // 59: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
-	81,  // 60: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
-	84,  // 61: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
-	43,  // 62: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
-	53,  // 63: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
-	80,  // 64: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
-	80,  // 65: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
-	43,  // 66: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	43,  // 67: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	83,  // 68: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
-	65,  // 69: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
-	83,  // 70: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
-	59,  // 71: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
-	82,  // 72: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
-	64,  // 73: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
-	78,  // 74: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
-	85,  // 75: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
-	71,  // 76: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
-	74,  // 77: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
-	75,  // 78: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
-	73,  // 79: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
-	84,  // 80: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
-	83,  // 81: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
-	82,  // 82: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
-	8,   // 83: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
-	39,  // 84: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
-	44,  // 85: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
-	46,  // 86: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
-	48,  // 87: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
-	49,  // 88: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
-	51,  // 89: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
-	54,  // 90: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
-	56,  // 91: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
-	58,  // 92: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
-	60,  // 93: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
-	62,  // 94: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
-	66,  // 95: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
-	1,   // 96: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
-	3,   // 97: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
-	6,   // 98: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
-	68,  // 99: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
-	70,  // 100: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
-	76,  // 101: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
-	11,  // 102: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
-	41,  // 103: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
-	45,  // 104: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
-	47,  // 105: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
-	50,  // 106: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
-	50,  // 107: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
-	52,  // 108: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
-	55,  // 109: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
-	57,  // 110: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
-	59,  // 111: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
-	61,  // 112: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
-	63,  // 113: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
-	67,  // 114: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
-	2,   // 115: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
-	4,   // 116: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
-	7,   // 117: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
-	69,  // 118: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
-	72,  // 119: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
-	76,  // 120: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
-	102, // [102:121] is the sub-list for method output_type
-	83,  // [83:102] is the sub-list for method input_type
-	83,  // [83:83] is the sub-list for extension type_name
-	83,  // [83:83] is the sub-list for extension extendee
-	0,   // [0:83] is the sub-list for field type_name
+	7,   // 1: shoal.v1.ScrubReply.servers:type_name -> shoal.v1.ServerScrub
+	89,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
+	93,  // 3: shoal.v1.ApplyPolicyRequest.cred:type_name -> shoal.v1.Cred
+	10,  // 4: shoal.v1.ApplyPolicyReply.files:type_name -> shoal.v1.AppliedPolicy
+	93,  // 5: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
+	14,  // 6: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
+	17,  // 7: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
+	18,  // 8: shoal.v1.Op.link:type_name -> shoal.v1.Link
+	19,  // 9: shoal.v1.Op.unlink:type_name -> shoal.v1.Unlink
+	20,  // 10: shoal.v1.Op.rename:type_name -> shoal.v1.Rename
+	21,  // 11: shoal.v1.Op.set_attr:type_name -> shoal.v1.SetAttr
+	22,  // 12: shoal.v1.Op.set_xattr:type_name -> shoal.v1.SetXattr
+	23,  // 13: shoal.v1.Op.remove_xattr:type_name -> shoal.v1.RemoveXattr
+	24,  // 14: shoal.v1.Op.commit:type_name -> shoal.v1.Commit
+	26,  // 15: shoal.v1.Op.alloc_chunks:type_name -> shoal.v1.AllocChunks
+	29,  // 16: shoal.v1.Op.seal_chunks:type_name -> shoal.v1.SealChunks
+	30,  // 17: shoal.v1.Op.release_inodes:type_name -> shoal.v1.ReleaseInodes
+	31,  // 18: shoal.v1.Op.open_session:type_name -> shoal.v1.OpenSession
+	32,  // 19: shoal.v1.Op.close_session:type_name -> shoal.v1.CloseSession
+	37,  // 20: shoal.v1.Op.set_layout:type_name -> shoal.v1.SetLayout
+	33,  // 21: shoal.v1.Op.expire_sessions:type_name -> shoal.v1.ExpireSessions
+	34,  // 22: shoal.v1.Op.init_cluster:type_name -> shoal.v1.InitCluster
+	35,  // 23: shoal.v1.Op.register_server:type_name -> shoal.v1.RegisterServer
+	36,  // 24: shoal.v1.Op.finish_deletions:type_name -> shoal.v1.FinishDeletions
+	39,  // 25: shoal.v1.Op.start_moves:type_name -> shoal.v1.StartMoves
+	40,  // 26: shoal.v1.Op.finish_moves:type_name -> shoal.v1.FinishMoves
+	41,  // 27: shoal.v1.Op.lose_shards:type_name -> shoal.v1.LoseShards
+	42,  // 28: shoal.v1.Op.set_server:type_name -> shoal.v1.SetServer
+	43,  // 29: shoal.v1.Op.remove_server:type_name -> shoal.v1.RemoveServer
+	44,  // 30: shoal.v1.Op.repair_state:type_name -> shoal.v1.RepairState
+	46,  // 31: shoal.v1.Op.start_rewrite:type_name -> shoal.v1.StartRewrite
+	47,  // 32: shoal.v1.Op.finish_rewrite:type_name -> shoal.v1.FinishRewrite
+	50,  // 33: shoal.v1.Op.drop_rewrites:type_name -> shoal.v1.DropRewrites
+	93,  // 34: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
+	14,  // 35: shoal.v1.Command.op:type_name -> shoal.v1.Op
+	94,  // 36: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
+	94,  // 37: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
+	94,  // 38: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
+	94,  // 39: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
+	28,  // 40: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
+	38,  // 41: shoal.v1.Result.moves:type_name -> shoal.v1.Move
+	95,  // 42: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
+	25,  // 43: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
+	96,  // 44: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
+	27,  // 45: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
+	96,  // 46: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
+	96,  // 47: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
+	25,  // 48: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
+	91,  // 49: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
+	96,  // 50: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
+	38,  // 51: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
+	38,  // 52: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
+	38,  // 53: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
+	45,  // 54: shoal.v1.RepairState.fixes:type_name -> shoal.v1.StateFix
+	1,   // 55: shoal.v1.StateFix.kind:type_name -> shoal.v1.StateFix.Kind
+	2,   // 56: shoal.v1.StateFix.sum:type_name -> shoal.v1.StateFix.Sum
+	96,  // 57: shoal.v1.StartRewrite.layout:type_name -> shoal.v1.Layout
+	27,  // 58: shoal.v1.StartRewrite.candidates:type_name -> shoal.v1.Candidate
+	48,  // 59: shoal.v1.FinishRewrite.ranges:type_name -> shoal.v1.RewriteRange
+	49,  // 60: shoal.v1.FinishRewrite.blocks:type_name -> shoal.v1.FileBlock
+	52,  // 61: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
+	54,  // 62: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
+	97,  // 63: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
+	93,  // 64: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
+	55,  // 65: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
+	94,  // 66: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
+	94,  // 67: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
+	55,  // 68: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
+	94,  // 69: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
+	55,  // 70: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
+	55,  // 71: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
+	94,  // 72: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
+	95,  // 73: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
+	98,  // 74: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
+	55,  // 75: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
+	65,  // 76: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
+	94,  // 77: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
+	94,  // 78: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
+	55,  // 79: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	55,  // 80: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	97,  // 81: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
+	78,  // 82: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
+	97,  // 83: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
+	71,  // 84: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
+	96,  // 85: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
+	77,  // 86: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
+	96,  // 87: shoal.v1.StatusReply.default_layout:type_name -> shoal.v1.Layout
+	76,  // 88: shoal.v1.StatusReply.rewriting:type_name -> shoal.v1.Rewriting
+	92,  // 89: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
+	99,  // 90: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
+	84,  // 91: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
+	88,  // 92: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
+	89,  // 93: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
+	86,  // 94: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
+	98,  // 95: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
+	97,  // 96: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
+	96,  // 97: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
+	98,  // 98: shoal.v1.CopyOrder.sources:type_name -> shoal.v1.ChunkInfo
+	87,  // 99: shoal.v1.CopyOrder.ranges:type_name -> shoal.v1.SourceRange
+	13,  // 100: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
+	51,  // 101: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
+	56,  // 102: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
+	58,  // 103: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
+	60,  // 104: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
+	61,  // 105: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
+	63,  // 106: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
+	66,  // 107: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
+	68,  // 108: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
+	70,  // 109: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
+	72,  // 110: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
+	74,  // 111: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
+	79,  // 112: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
+	3,   // 113: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
+	5,   // 114: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
+	8,   // 115: shoal.v1.Meta.ApplyPolicy:input_type -> shoal.v1.ApplyPolicyRequest
+	11,  // 116: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
+	81,  // 117: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
+	83,  // 118: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
+	90,  // 119: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
+	16,  // 120: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
+	53,  // 121: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
+	57,  // 122: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
+	59,  // 123: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
+	62,  // 124: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
+	62,  // 125: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
+	64,  // 126: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
+	67,  // 127: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
+	69,  // 128: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
+	71,  // 129: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
+	73,  // 130: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
+	75,  // 131: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
+	80,  // 132: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
+	4,   // 133: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
+	6,   // 134: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
+	9,   // 135: shoal.v1.Meta.ApplyPolicy:output_type -> shoal.v1.ApplyPolicyReply
+	12,  // 136: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
+	82,  // 137: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
+	85,  // 138: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
+	90,  // 139: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
+	120, // [120:140] is the sub-list for method output_type
+	100, // [100:120] is the sub-list for method input_type
+	100, // [100:100] is the sub-list for extension type_name
+	100, // [100:100] is the sub-list for extension extendee
+	0,   // [0:100] is the sub-list for field type_name
 }
 
 func init() { file_shoalpb_meta_proto_init() }
@@ -6279,7 +7510,7 @@ func file_shoalpb_meta_proto_init() {
 		return
 	}
 	file_shoalpb_types_proto_init()
-	file_shoalpb_meta_proto_msgTypes[8].OneofWrappers = []any{
+	file_shoalpb_meta_proto_msgTypes[11].OneofWrappers = []any{
 		(*Op_MakeNode)(nil),
 		(*Op_Link)(nil),
 		(*Op_Unlink)(nil),
@@ -6303,15 +7534,19 @@ func file_shoalpb_meta_proto_init() {
 		(*Op_LoseShards)(nil),
 		(*Op_SetServer)(nil),
 		(*Op_RemoveServer)(nil),
+		(*Op_RepairState)(nil),
+		(*Op_StartRewrite)(nil),
+		(*Op_FinishRewrite)(nil),
+		(*Op_DropRewrites)(nil),
 	}
-	file_shoalpb_meta_proto_msgTypes[15].OneofWrappers = []any{}
+	file_shoalpb_meta_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shoalpb_meta_proto_rawDesc), len(file_shoalpb_meta_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   78,
+			NumEnums:      3,
+			NumMessages:   90,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -36,6 +36,7 @@ const (
 	Meta_ReportServer_FullMethodName = "/shoal.v1.Meta/ReportServer"
 	Meta_ManageServer_FullMethodName = "/shoal.v1.Meta/ManageServer"
 	Meta_Scrub_FullMethodName        = "/shoal.v1.Meta/Scrub"
+	Meta_ApplyPolicy_FullMethodName  = "/shoal.v1.Meta/ApplyPolicy"
 	Meta_Fsck_FullMethodName         = "/shoal.v1.Meta/Fsck"
 )
 
@@ -66,6 +67,10 @@ type MetaClient interface {
 	ManageServer(ctx context.Context, in *ManageServerRequest, opts ...grpc.CallOption) (*ManageServerReply, error)
 	// Scrub has every server read and check all that it holds; asked again, it says how far that is.
 	Scrub(ctx context.Context, in *ScrubRequest, opts ...grpc.CallOption) (*ScrubReply, error)
+	// ApplyPolicy has what files hold already stored as their policies say, and tells how far that is. It goes on as long as the
+	// same is asked again, at least every half minute: at a new leader, too, which knows nothing of it. What is stored so already
+	// costs nothing.
+	ApplyPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*ApplyPolicyReply, error)
 	// Fsck checks the metadata, and all servers' inventories against it, while the cluster works.
 	Fsck(ctx context.Context, in *FsckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FsckReply], error)
 }
@@ -231,6 +236,16 @@ func (c *metaClient) Scrub(ctx context.Context, in *ScrubRequest, opts ...grpc.C
 	return out, nil
 }
 
+func (c *metaClient) ApplyPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*ApplyPolicyReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApplyPolicyReply)
+	err := c.cc.Invoke(ctx, Meta_ApplyPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *metaClient) Fsck(ctx context.Context, in *FsckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FsckReply], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Meta_ServiceDesc.Streams[1], Meta_Fsck_FullMethodName, cOpts...)
@@ -277,6 +292,10 @@ type MetaServer interface {
 	ManageServer(context.Context, *ManageServerRequest) (*ManageServerReply, error)
 	// Scrub has every server read and check all that it holds; asked again, it says how far that is.
 	Scrub(context.Context, *ScrubRequest) (*ScrubReply, error)
+	// ApplyPolicy has what files hold already stored as their policies say, and tells how far that is. It goes on as long as the
+	// same is asked again, at least every half minute: at a new leader, too, which knows nothing of it. What is stored so already
+	// costs nothing.
+	ApplyPolicy(context.Context, *ApplyPolicyRequest) (*ApplyPolicyReply, error)
 	// Fsck checks the metadata, and all servers' inventories against it, while the cluster works.
 	Fsck(*FsckRequest, grpc.ServerStreamingServer[FsckReply]) error
 	mustEmbedUnimplementedMetaServer()
@@ -333,6 +352,9 @@ func (UnimplementedMetaServer) ManageServer(context.Context, *ManageServerReques
 }
 func (UnimplementedMetaServer) Scrub(context.Context, *ScrubRequest) (*ScrubReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Scrub not implemented")
+}
+func (UnimplementedMetaServer) ApplyPolicy(context.Context, *ApplyPolicyRequest) (*ApplyPolicyReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method ApplyPolicy not implemented")
 }
 func (UnimplementedMetaServer) Fsck(*FsckRequest, grpc.ServerStreamingServer[FsckReply]) error {
 	return status.Error(codes.Unimplemented, "method Fsck not implemented")
@@ -617,6 +639,24 @@ func _Meta_Scrub_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Meta_ApplyPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApplyPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MetaServer).ApplyPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Meta_ApplyPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MetaServer).ApplyPolicy(ctx, req.(*ApplyPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Meta_Fsck_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(FsckRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -690,6 +730,10 @@ var Meta_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Scrub",
 			Handler:    _Meta_Scrub_Handler,
+		},
+		{
+			MethodName: "ApplyPolicy",
+			Handler:    _Meta_ApplyPolicy_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

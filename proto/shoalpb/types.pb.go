@@ -781,6 +781,7 @@ type DiskInfo struct {
 	// How long writes and reads of the disk took lately, nanoseconds in the mean; 0: there were none.
 	WriteNs       uint64 `protobuf:"varint,8,opt,name=write_ns,json=writeNs,proto3" json:"write_ns,omitempty"`
 	ReadNs        uint64 `protobuf:"varint,9,opt,name=read_ns,json=readNs,proto3" json:"read_ns,omitempty"`
+	Used          uint64 `protobuf:"varint,10,opt,name=used,proto3" json:"used,omitempty"` // bytes of chunks on it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -874,6 +875,13 @@ func (x *DiskInfo) GetWriteNs() uint64 {
 func (x *DiskInfo) GetReadNs() uint64 {
 	if x != nil {
 		return x.ReadNs
+	}
+	return 0
+}
+
+func (x *DiskInfo) GetUsed() uint64 {
+	if x != nil {
+		return x.Used
 	}
 	return 0
 }
@@ -1009,7 +1017,7 @@ const file_shoalpb_types_proto_rawDesc = "" +
 	"\bprogress\x18\x10 \x01(\tR\bprogress\x1a9\n" +
 	"\vDomainEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf8\x01\n" +
 	"\bDiskInfo\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1a\n" +
@@ -1021,7 +1029,9 @@ const file_shoalpb_types_proto_rawDesc = "" +
 	"filesystem\x18\a \x01(\tR\n" +
 	"filesystem\x12\x19\n" +
 	"\bwrite_ns\x18\b \x01(\x04R\awriteNs\x12\x17\n" +
-	"\aread_ns\x18\t \x01(\x04R\x06readNs\"\x8d\x02\n" +
+	"\aread_ns\x18\t \x01(\x04R\x06readNs\x12\x12\n" +
+	"\x04used\x18\n" +
+	" \x01(\x04R\x04used\"\x8d\x02\n" +
 	"\vErrorDetail\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.shoal.v1.ErrorDetail.KindR\x04kind\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\tR\x06leader\x12\x14\n" +

@@ -54,6 +54,8 @@ func (c *cache) begin(op *pb.Op, open bool) *ticket {
 		t.perm = true
 	case *pb.Op_Commit:
 		t.add(op.Commit.Inode)
+	case *pb.Op_SetLayout:
+		t.add(op.SetLayout.Inode)
 	}
 	for i, ino := range t.inodes {
 		p := c.pending[ino]
@@ -183,6 +185,8 @@ func (c *cache) apply(t *ticket, op *pb.Op, r *pb.Result) {
 		c.own(t, r, r.Attr, op.RemoveXattr.Inode)
 	case *pb.Op_Commit:
 		c.own(t, r, r.Attr, op.Commit.Inode)
+	case *pb.Op_SetLayout:
+		c.own(t, r, r.Attr, op.SetLayout.Inode)
 	}
 }
 

@@ -1,0 +1,232 @@
+package chunkserver
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+const (
+	// maxCopies bounds the copies that wait to be made or to be reported. The metaserver repeats what is dropped.
+	maxCopies = 4096
+	// copiesAtOnce is how many are made at the same time.
+	copiesAtOnce = 4
+	// copiedPage is how many are reported in one heartbeat.
+	copiedPage = 1024
+	// maxCopyError bounds the error of a report, in bytes.
+	maxCopyError = 1024
+)
+
+// errDeleted is why a copy ends whose chunk is to be deleted.
+var errDeleted = errors.New("the chunk is to be deleted")
+
+// copies is a queue of copies to be made and a list of what came of them.
+type copies struct {
+	wake    chan struct{}       // 1: something may be begun
+	deleted func(chunk.ID) bool // the chunk is to be deleted first
+
+	mu      sync.Mutex
+	known   map[chunk.ID]*copyJob // queued, being made, or not reported yet
+	queue   []*copyJob            // in the order in which they were asked for: the most urgent first
+	running int
+	results []*pb.CopyResult
+}
+
+// copyJob is an order on its way.
+type copyJob struct {
+	id    chunk.ID
+	order *pb.CopyOrder // not changed once the job runs
+	again bool          // ordered while the chunk was to be deleted: to be made after that
+
+	// since it runs
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when it ended
+}
+
+func newCopies(deleted func(chunk.ID) bool) *copies {
+	return &copies{wake: make(chan struct{}, 1), deleted: deleted, known: map[chunk.ID]*copyJob{}}
+}
+
+// add queues copies. An order that is repeated changes one that has not begun: it may name other sources.
+func (c *copies) add(orders []*pb.CopyOrder) {
+	if len(orders) == 0 {
+		return
+	}
+	c.mu.Lock()
+	for _, o := range orders {
+		id := chunk.ID(o.Stored)
+		switch j := c.known[id]; {
+		case j == nil && len(c.known) < maxCopies:
+			j = &copyJob{id: id, order: o, again: c.deleted(id)}
+			c.known[id] = j
+			c.queue = append(c.queue, j)
+		case j != nil && slices.Contains(c.queue, j):
+			j.order = o
+		}
+	}
+	c.mu.Unlock()
+	notify(c.wake)
+}
+
+// drop forgets what was not begun yet.
+func (c *copies) drop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, j := range c.queue {
+		delete(c.known, j.id)
+	}
+	c.queue = nil
+}
+
+// next takes the first job that may begin, nil if none may. A deletion that was ordered before goes first. Repair goes before
+// what only rewrites data that is safe where it is.
+func (c *copies) next(ctx context.Context) (*copyJob, context.Context) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first := -1
+	for i, j := range c.queue {
+		if c.deleted(j.id) {
+			continue
+		}
+		if first < 0 {
+			first = i
+		}
+		if len(j.order.Ranges) == 0 {
+			first = i
+			break
+		}
+	}
+	if first < 0 {
+		return nil, nil
+	}
+	j := c.queue[first]
+	c.queue = slices.Delete(c.queue, first, first+1)
+	c.running++
+	ctx, j.cancel = context.WithCancelCause(ctx)
+	j.done = make(chan struct{})
+	return j, ctx
+}
+
+// finish ends a job; without a result it is as if it had never been ordered.
+func (c *copies) finish(j *copyJob, result *pb.CopyResult) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.running--
+	if result != nil {
+		c.results = append(c.results, result)
+	} else {
+		delete(c.known, j.id)
+	}
+	j.cancel(nil)
+	close(j.done)
+}
+
+// stop makes sure that none of these chunks is being made: a deletion that was ordered after a copy is the later wish. It
+// returns when those that were have ended.
+func (c *copies) stop(ids []chunk.ID) {
+	var ending []*copyJob
+	c.mu.Lock()
+	for _, id := range ids {
+		j := c.known[id]
+		switch i := slices.Index(c.queue, j); {
+		case j == nil:
+		case j.cancel != nil:
+			j.cancel(errDeleted)
+			ending = append(ending, j)
+		case i >= 0 && !j.again:
+			c.queue = slices.Delete(c.queue, i, i+1)
+			delete(c.known, id)
+		}
+	}
+	c.mu.Unlock()
+	for _, j := range ending {
+		<-j.done
+	}
+	// Nor may a copy be reported any more that is about to be deleted.
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.results = slices.DeleteFunc(c.results, func(r *pb.CopyResult) bool {
+		gone := r.Error == "" && slices.Contains(ids, chunk.ID(r.Stored))
+		if gone {
+			delete(c.known, chunk.ID(r.Stored))
+		}
+		return gone
+	})
+}
+
+// report returns results. They are not returned again: when a report gets lost, the order is repeated.
+func (c *copies) report() []*pb.CopyResult {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := min(len(c.results), copiedPage)
+	page := c.results[:n:n]
+	for _, r := range page {
+		delete(c.known, chunk.ID(r.Stored))
+	}
+	if c.results = c.results[n:]; len(c.results) == 0 {
+		c.results = nil
+	}
+	return page
+}
+
+// count says how many wait and how many are being made.
+func (c *copies) count() (queued, running int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue), c.running
+}
+
+// runCopies makes what is ordered until ctx ends.
+func (s *Server) runCopies(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	slots := make(chan struct{}, copiesAtOnce)
+	for {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
+		j, jctx := s.copies.next(ctx)
+		for j == nil {
+			select {
+			case <-s.copies.wake:
+				j, jctx = s.copies.next(ctx)
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		running.Go(func() {
+			s.runCopy(jctx, j)
+			<-slots
+		})
+	}
+}
+
+// runCopy does one order and notes what came of it.
+func (s *Server) runCopy(ctx context.Context, j *copyJob) {
+	n, err := s.makeCopy(ctx, j.order)
+	if err != nil && ctx.Err() != nil {
+		if err = context.Cause(ctx); !errors.Is(err, errDeleted) {
+			s.copies.finish(j, nil) // the server stops
+			return
+		}
+	}
+	result := &pb.CopyResult{Stored: uint64(j.id), Bytes: n}
+	switch {
+	case err == nil:
+		s.log.Debug("made a copy of a chunk", "chunk", j.id, "bytes", n)
+	case errors.Is(err, errDeleted):
+		result.Error = err.Error()
+	default:
+		s.log.Warn("a copy of a chunk could not be made; the metaserver decides what next", "chunk", j.id, "err", err)
+		result.Error = err.Error()[:min(len(err.Error()), maxCopyError)]
+	}
+	s.metrics.copied(n, err)
+	s.copies.finish(j, result)
+	notify(s.beat)
+}

@@ -1,0 +1,114 @@
+package metaserver
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/fserr"
+	"github.com/shoalfs/shoalfs/internal/rpc"
+	"github.com/shoalfs/shoalfs/metaserver/kv"
+	"github.com/shoalfs/shoalfs/metaserver/namespace"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+// ManageServer implements pb.MetaServer.
+func (m *metaService) ManageServer(_ context.Context, req *pb.ManageServerRequest) (*pb.ManageServerReply, error) {
+	l, err := m.s.leading()
+	if err != nil {
+		return nil, err
+	}
+	switch req.Action {
+	case pb.ManageServerRequest_DRAIN, pb.ManageServerRequest_UNDRAIN:
+		drain := req.Action == pb.ManageServerRequest_DRAIN
+		if _, err := l.own(&pb.Op{Op: &pb.Op_SetServer{SetServer: &pb.SetServer{Server: req.Server, Draining: drain}}}); err != nil {
+			return nil, rpc.ToStatus(err)
+		}
+		l.log.Info("an operator changed a chunk server", "server", req.Server, "draining", drain)
+	case pb.ManageServerRequest_REMOVE:
+		if err := l.remove(chunk.ServerID(req.Server), req.Force); err != nil {
+			return nil, rpc.ToStatus(err)
+		}
+		l.log.Warn("an operator removed a chunk server", "server", req.Server, "force", req.Force)
+		return &pb.ManageServerReply{}, nil
+	default:
+		return nil, status.Errorf(codes.InvalidArgument, "an unknown action %d on chunk server %d", req.Action, req.Server)
+	}
+	held, err := l.holds(chunk.ServerID(req.Server), 0)
+	return &pb.ManageServerReply{Shards: uint64(len(held))}, rpc.ToStatus(err)
+}
+
+// holds lists what the state places on a server, at most so many (0: all).
+func (l *leader) holds(id chunk.ServerID, limit int) ([]uint64, error) {
+	var out []uint64
+	err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
+		namespace.Copies(r, id, func(stored chunk.ID) bool {
+			out = append(out, uint64(stored))
+			return limit == 0 || len(out) < limit
+		})
+		return nil
+	})
+	return out, err
+}
+
+// remove forgets a server: one that holds nothing, or, by force, whatever it holds.
+func (l *leader) remove(id chunk.ServerID, force bool) error {
+	for {
+		held, err := l.holds(id, maxLose)
+		if err != nil {
+			return err
+		}
+		if len(held) > 0 && !force {
+			return fserr.New(syscall.EBUSY, "chunk server %d still holds shards of chunks: drain it first, or force its removal if it is gone for good", id)
+		}
+		if len(held) == 0 {
+			break
+		}
+		if _, err := l.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: &pb.LoseShards{Server: uint32(id), Stored: held, Gone: true}}}); err != nil {
+			return err
+		}
+		l.repair.Changed()
+		if again, err := l.holds(id, 1); err != nil {
+			return err
+		} else if len(again) > 0 && again[0] == held[0] {
+			return fserr.New(syscall.EBUSY, "clients still write to chunks on chunk server %d: try again in a minute", id)
+		}
+	}
+	_, err := l.own(&pb.Op{Op: &pb.Op_RemoveServer{RemoveServer: &pb.RemoveServer{Server: uint32(id)}}})
+	return err
+}
+
+// Scrub implements pb.MetaServer.
+func (m *metaService) Scrub(_ context.Context, req *pb.ScrubRequest) (*pb.ScrubReply, error) {
+	l, err := m.s.leading()
+	if err != nil {
+		return nil, err
+	}
+	servers := l.live.Servers()
+	l.mu.Lock()
+	if req.Start {
+		// Later leaders go on from what the servers say; the time keeps them from using a number again.
+		l.scrubPass = max(l.scrubPass+1, uint64(time.Now().UnixNano()))
+	}
+	out := &pb.ScrubReply{Pass: l.scrubPass}
+	for _, s := range servers {
+		p := l.scrubs[chunk.ServerID(s.Id)]
+		if p == nil || p.Pass != l.scrubPass {
+			p = &pb.ScrubProgress{Pass: l.scrubPass}
+		}
+		if s.State != pb.ServerState_SERVER_STATE_DEAD {
+			out.Servers = append(out.Servers, &pb.ServerScrub{Server: s.Id, Progress: p})
+		}
+	}
+	l.mu.Unlock()
+	if req.Start {
+		for _, s := range servers {
+			l.poke(chunk.ServerID(s.Id))
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,119 @@
+package metaserver
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shoalfs/shoalfs/internal/fserr"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+const (
+	roomInterval = time.Second
+	// A metaserver with less free space than this, or a twentieth of a small disk, takes nothing that makes the metadata grow;
+	// with less than a quarter of that, only what makes it shrink. The log and the database take room before they give any back.
+	leastRoom = 256 << 20
+	roomPart  = 20
+)
+
+// shortage is how short of disk this metaserver is.
+type shortage int32
+
+const (
+	noShortage shortage = iota
+	low
+	critical
+)
+
+// room is what is known of the space of the data directory.
+type room struct {
+	short shortage
+	free  uint64
+	need  uint64
+}
+
+func (r room) String() string {
+	return fmt.Sprintf("its disk has %d MiB free and needs %d: free some space, and it goes on by itself", r.free>>20, r.need>>20)
+}
+
+// roomOf asks the file system.
+func roomOf(dir string) (room, error) {
+	var st unix.Statfs_t
+	for {
+		err := unix.Statfs(dir, &st)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return room{}, fmt.Errorf("free space of %s: %w", dir, err)
+		}
+		break
+	}
+	return measure(st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)), nil
+}
+
+func measure(free, capacity uint64) room {
+	r := room{free: free, need: min(leastRoom, capacity/roomPart)}
+	switch {
+	case free < r.need/4:
+		r.short = critical
+	case free < r.need:
+		r.short = low
+	}
+	return r
+}
+
+// watchRoom keeps s.room up to date until ctx ends.
+func (s *Server) watchRoom(ctx context.Context) error {
+	t := time.NewTicker(roomInterval)
+	defer t.Stop()
+	was := noShortage
+	for {
+		if r, err := s.cfg.roomOf(s.cfg.Dir); err != nil {
+			s.log.Warn("the free space of the data directory is not known", "error", err)
+		} else {
+			s.room.Store(&r)
+			if r.short != was {
+				was = r.short
+				if r.short == noShortage {
+					s.log.Info("the data directory has room again; changes are taken")
+				} else {
+					s.log.Error("the data directory is nearly full; changes that need space are refused", "dir", s.cfg.Dir, "free_bytes", r.free, "needed_bytes", r.need)
+				}
+			}
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// fits says why there is no room for an operation, nil if there is.
+func (s *Server) fits(op *pb.Op) error {
+	r := s.room.Load()
+	if r == nil || r.short == noShortage || r.short <= tolerates(op) {
+		return nil
+	}
+	return fserr.New(syscall.ENOSPC, "metaserver %d takes no changes that need space: %v", s.cfg.ID, *r)
+}
+
+// tolerates is the worst shortage in which an operation is still taken.
+func tolerates(op *pb.Op) shortage {
+	switch op := op.GetOp().(type) {
+	case *pb.Op_Unlink, *pb.Op_ReleaseInodes, *pb.Op_SealChunks, *pb.Op_CloseSession, *pb.Op_RemoveXattr:
+		return critical // these shrink it
+	case *pb.Op_Rename, *pb.Op_SetAttr, *pb.Op_OpenSession, *pb.Op_SetLayout:
+		return low
+	case *pb.Op_Commit:
+		if len(op.Commit.Chunks) > 0 { // the data was written while there was room
+			return low
+		}
+	}
+	return noShortage
+}
