@@ -35,5 +35,8 @@ func mounts() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
-	return unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), Env+"=1"))
+	if err := os.Setenv(Env, "1"); err != nil {
+		return err
+	}
+	return unix.Exec("/proc/self/exe", os.Args, os.Environ())
 }
