@@ -19,6 +19,9 @@ const (
 	registerTimeout = 5 * time.Second
 	minBackoff      = 50 * time.Millisecond
 	maxBackoff      = 2 * time.Second
+	// beatGap is how much time passes at least between heartbeats that are sent because something happened: what happens often
+	// is told together.
+	beatGap = 10 * time.Millisecond
 	// inventoryPage is how many chunks one message lists.
 	inventoryPage = 4096
 	// corruptPage bounds the damaged chunks named in one heartbeat, and those that wait to be named; the inventory names all.
@@ -216,13 +219,17 @@ func (b *beater) run(ctx context.Context, addr string) error {
 	})
 	tick := time.NewTicker(s.cfg.Heartbeat)
 	defer tick.Stop()
-	for {
+	for last := time.Now(); ; {
 		var err error
 		select {
 		case <-tick.C:
 			b.lasted = true
 			err = b.send(s.heartbeat())
 		case <-s.beat:
+			if !wait(ctx, time.Until(last.Add(beatGap))) {
+				return ctx.Err()
+			}
+			last = time.Now()
 			err = b.send(s.heartbeat())
 		case <-b.inventory:
 			err = b.sendInventory()

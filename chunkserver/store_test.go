@@ -3,6 +3,7 @@ package chunkserver
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -96,6 +97,29 @@ func TestCopyLeavesBrokenDisk(t *testing.T) {
 	m.until(t, "the deletion", func() bool { return m.deleted[1] == 1 })
 	if s.store.find(1) != nil {
 		t.Error("it is still there")
+	}
+}
+
+// TestCopyOnFullDisk: the reserve is kept, and nothing stays behind.
+func TestCopyOnFullDisk(t *testing.T) {
+	a := t.TempDir()
+	fs := &brokenFS{FS: disk.OS, dir: a, free: map[string]uint64{a: 3 << 20}}
+	m := newMeta(t)
+	s := start(t, Config{Dirs: []string{a}, Meta: []string{m.srv.Address()}, fs: fs})
+	s.awaitReady(t)
+	f := newSource(t)
+	for id, n := range map[chunk.ID]int{1: 2 << 20, 2: 3 << 20} {
+		data := random(n)
+		f.holdAll(id, copies2, data)
+		o := f.order(id, copies2, n, copies2, 0)
+		m.order(t, s, &pb.HeartbeatReply{Copies: []*pb.CopyOrder{o}})
+		r := m.result(t, o.Stored)
+		if full := strings.Contains(r.Error, "full"); full != (id == 2) || (s.store.find(id) == nil) != full {
+			t.Errorf("%v", r)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(a, "chunks", "*", "*.copy")); len(left) > 0 {
+		t.Errorf("%v", left)
 	}
 }
 

@@ -13,5 +13,8 @@
 //   - A write or fsync that fails is never tried again: its chunk is closed and reported as bad.
 //   - Nothing that was acknowledged is changed, nor deleted but at Delete's word. Damaged, foreign and unfinished files stay as
 //     they are; the end of a record that did not fit on the disk is cut off, and a chunk that never got a byte is removed.
+//   - A Copy, made of what other servers hold, takes the place of what is there only when all of it is on disk.
+//   - Verify finds every changed byte of a sealed chunk's file that could ever matter, and reads it from the disk to do so.
+//   - Whoever asks how the disk is (Stats, List, Held) never waits for it: it may hang.
 //   - A chunk takes appends only from the Writer that created it. After a restart it takes none.
 package disk

@@ -1,6 +1,7 @@
 package repair
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -30,28 +31,44 @@ type shed struct {
 }
 
 // balance moves shards from servers that are fuller than others, measured by their size, to those that are less so, while
-// nothing more urgent is to be done. Of what a server has it moves what placement would rather have on the other: what it
-// would move back later, were servers to come and go, is left alone.
+// nothing more urgent is to be done. Of what a server has it moves first what placement would rather have on the other.
 func (e *Engine) balance(ctx context.Context, now time.Time) error {
-	from, to, bytes := e.uneven(now)
-	if bytes == 0 {
-		return nil
+	over, under := e.uneven(now)
+	for _, from := range over {
+		for _, to := range under {
+			bytes := min(from.bytes, to.bytes)
+			moves, err := e.choose(ctx, from.server, to.server, bytes, true)
+			if err == nil && len(moves) == 0 {
+				moves, err = e.choose(ctx, from.server, to.server, bytes, false)
+			}
+			if err != nil {
+				return err
+			}
+			if len(moves) > 0 {
+				return e.begin(moves, now)
+			}
+		}
 	}
-	moves, err := e.choose(ctx, from, to, bytes)
-	if err != nil {
-		return err
-	}
-	return e.begin(moves, now)
+	return nil
 }
 
-// uneven returns the servers that differ most from the mean, one that is too full and one that is not full enough, and how many
-// bytes to move from one to the other now; 0 when there is nothing to do.
-func (e *Engine) uneven(now time.Time) (from, to *server, bytes uint64) {
+// share is a server with the bytes that it has too many or too few of.
+type share struct {
+	*server
+	bytes uint64
+}
+
+// pairs bounds the servers that are tried on either side: what one has may all be where the other must not have it.
+const pairs = 4
+
+// uneven returns the servers that are too full and those that are not full enough, those that differ most first; none when there
+// is nothing to do.
+func (e *Engine) uneven(now time.Time) (over, under []share) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sheds = slices.DeleteFunc(e.sheds, func(s shed) bool { return now.After(s.until) })
 	if now.Sub(e.balanced) < balanceEvery || !e.queue.empty() || len(e.moves) >= balanceMoves || e.found.drains > 0 {
-		return nil, nil, 0
+		return nil, nil
 	}
 	e.balanced = now
 	going := map[chunk.ServerID]uint64{}
@@ -68,32 +85,34 @@ func (e *Engine) uneven(now time.Time) (from, to *server, bytes uint64) {
 		used += holds[s]
 		capacity += float64(s.capacity)
 	}
-	var over, under float64
 	e.excess = 0
 	for s, n := range holds {
 		fair := used * float64(s.capacity) / capacity
 		slack := max(fair/tolerance, leastUneven)
-		if n-fair > over {
-			over, from = n-fair, s
-		}
-		if fair-n > under {
-			under, to = fair-n, s
-		}
-		if d := n - fair; d > slack {
-			e.excess += uint64(d)
-			bytes = 1
-		} else if -d > slack {
-			bytes = 1
+		switch d := n - fair; {
+		case d > 0:
+			over = append(over, share{s, uint64(d)})
+			if d > slack {
+				e.excess += uint64(d)
+			}
+		case d < 0:
+			under = append(under, share{s, uint64(-d)})
+			if -d > slack {
+				e.excess = max(e.excess, 1)
+			}
 		}
 	}
-	if bytes == 0 || from == nil || to == nil {
-		return nil, nil, 0
+	if e.excess == 0 {
+		return nil, nil
 	}
-	return from, to, uint64(min(over, under))
+	most := func(a, b share) int { return cmp.Or(cmp.Compare(b.bytes, a.bytes), cmp.Compare(a.id, b.id)) }
+	slices.SortFunc(over, most)
+	slices.SortFunc(under, most)
+	return over[:min(len(over), pairs)], under[:min(len(under), pairs)]
 }
 
-// choose finds shards on one server to move to another.
-func (e *Engine) choose(ctx context.Context, from, to *server, bytes uint64) ([]*move, error) {
+// choose finds shards on one server to move to another, preferred there only those that placement would rather have there.
+func (e *Engine) choose(ctx context.Context, from, to *server, bytes uint64, preferred bool) ([]*move, error) {
 	var moves []*move
 	cursor := e.cursors[from.id]
 	looked := 0
@@ -105,8 +124,8 @@ func (e *Engine) choose(ctx context.Context, from, to *server, bytes uint64) ([]
 					return false
 				}
 				cursor = stored + 1
-				m := e.movable(r, from, to, stored)
-				if m != nil && m.bytes <= bytes+leastUneven/2 {
+				m := e.movable(r, from, to, stored, preferred)
+				if m != nil && m.bytes <= 2*bytes { // or it would come back
 					moves = append(moves, m)
 					bytes -= min(bytes, m.bytes)
 				}
@@ -131,14 +150,16 @@ func (e *Engine) choose(ctx context.Context, from, to *server, bytes uint64) ([]
 }
 
 // movable returns the move of a shard to a server, nil where it should not go there.
-func (e *Engine) movable(r kv.Reader, from, to *server, stored chunk.ID) *move {
+func (e *Engine) movable(r kv.Reader, from, to *server, stored chunk.ID, preferred bool) *move {
 	c, ok := namespace.Chunk(r, stored.Chunk())
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if !ok || c.Owner != 0 || !c.Full() || len(c.Moves) > 0 || c.ShardOn(to.id) >= 0 || to.full(c) {
 		return nil
 	}
 	shard := c.ShardOn(from.id)
 	a, b := to.candidate(), from.candidate()
-	if shard < 0 || c.Stored(shard) != stored || !placement.Prefers(c.ID, a, b) {
+	if shard < 0 || c.Stored(shard) != stored || preferred && !placement.Prefers(c.ID, a, b) {
 		return nil
 	}
 	for i, id := range c.Servers {

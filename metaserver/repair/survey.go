@@ -131,10 +131,11 @@ func (e *Engine) survey(ctx context.Context, now time.Time) error {
 		e.adopt(m, now)
 	}
 	e.surveyed, e.took = time.Now(), time.Since(now)
-	e.settled = true
-	for _, s := range e.servers { // whether the others hold anything is not known before they had time to say so
-		e.settled = e.settled && s.state != pb.ServerState_SERVER_STATE_UNKNOWN
+	known := true
+	for _, s := range e.servers { // who has not been heard of yet may live
+		known = known && s.state != pb.ServerState_SERVER_STATE_UNKNOWN
 	}
+	e.settled = e.settled || known
 	for id, r := range e.retries {
 		if now.Sub(r.after) > maxRetry {
 			delete(e.retries, id)

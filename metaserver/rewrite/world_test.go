@@ -500,15 +500,3 @@ func (w *world) totals() (length, live uint64, chunks int) {
 	})
 	return length, live, chunks
 }
-
-// held is how many bytes all servers hold.
-func (w *world) held() (n uint64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, s := range w.servers {
-		for _, b := range s.holds {
-			n += uint64(len(b))
-		}
-	}
-	return n
-}

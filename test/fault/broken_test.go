@@ -12,6 +12,7 @@ import (
 // loaded is a cluster under some load.
 func loaded(t *testing.T, o Options) (*Cluster, *Load) {
 	t.Helper()
+	Need(t)
 	o.Binary, o.Metaservers, o.Chunkservers = binary(t), 1, 3
 	c := Start(t, o)
 	for _, s := range c.Chunks {

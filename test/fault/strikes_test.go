@@ -30,6 +30,9 @@ func (s *scene) victims(n int) (v []*Server) {
 	}); err != nil {
 		s.t.Fatal(err)
 	}
+	for _, server := range v {
+		s.t.Logf("the fault is one of %s", server.Name)
+	}
 	return v
 }
 
@@ -40,6 +43,7 @@ func (s *scene) leader() *Server {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.t.Logf("the fault is one of %s", l.Name)
 	return l
 }
 

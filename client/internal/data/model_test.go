@@ -40,8 +40,8 @@ func TestFileAgainstModel(t *testing.T) {
 		{3, 1, nil},
 		{4, 1, nil},
 		{6, 2, []string{"ec=4+2"}},
-		{9, 2, []string{"ec=4+2", "ec=3+2,min-copies=3", "ec=2+3"}},
-		{5, 1, []string{"ec=3+1,min-copies=3", "ec=2+1", "", "replicas=2,min-copies=1"}},
+		{9, 2, []string{"ec=4+2", "ec=3+2", "ec=2+3"}},
+		{5, 1, []string{"ec=3+1", "ec=2+1", "", "replicas=2"}},
 	} {
 		t.Run(fmt.Sprintf("%d servers %s", tc.servers, strings.Join(tc.policies, " ")), func(t *testing.T) {
 			x := newFixture(t, tc.servers, 3, 2, func(c *StoreConfig) {
@@ -183,7 +183,13 @@ func (m *model) checkFile(t *rapid.T, f *File, off, length int) {
 		t.Fatalf("the size is %d, want %d", got, len(m.view))
 	}
 	p := pattern(length, 99)
-	n, err := f.ReadAt(m.ctx(t), p, int64(off))
+	ctx, cancel := context.WithTimeout(m.ctx(t), 10*time.Second)
+	defer cancel()
+	n, err := f.ReadAt(ctx, p, int64(off))
+	if errors.Is(err, context.DeadlineExceeded) && m.surprised() {
+		m.heal()
+		n, err = f.ReadAt(m.ctx(t), p, int64(off))
+	}
 	want := m.view[off:min(len(m.view), off+length)]
 	if n != len(want) || (n < length) != errors.Is(err, io.EOF) || err != nil && !errors.Is(err, io.EOF) {
 		t.Fatalf("read %d bytes at %d of %d: %d, %v", length, off, len(m.view), n, err)
@@ -199,6 +205,22 @@ func (m *model) heal() {
 	}
 	m.faulty = nil
 	m.x.meta.with(func(x *fakeMeta) { clear(x.down) })
+	m.x.forgive() // else chunks are placed on so few servers that they bear no failure
+	m.other.forgive()
+}
+
+// surprised tells whether a server that nothing is wrong with was given up: this machine was so busy that it seemed to stall.
+// Then more are down than there is parity for.
+func (m *model) surprised() bool {
+	h := m.x.store.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, s := range h.servers {
+		if s.failures > 0 && !slices.Contains(m.faulty, m.x.servers[id-1]) {
+			return true
+		}
+	}
+	return false
 }
 
 // fault heals the servers that fail and has others fail in some way.

@@ -100,8 +100,8 @@ func TestMappingsAndDirectWrites(t *testing.T) {
 // not on a disk that only says that it syncs.
 func TestDatabaseSurvivesPowerLoss(t *testing.T) {
 	d := newDisk(t)
-	for round := range 10 {
-		printed := d.bolt(200)
+	for round := range 6 {
+		printed := d.bolt(100)
 		var rng *rand.Rand
 		if round%2 == 1 {
 			rng = rand.New(rand.NewPCG(uint64(round), 1))
@@ -113,7 +113,7 @@ func TestDatabaseSurvivesPowerLoss(t *testing.T) {
 		}
 	}
 	d.SetFaults(Faults{IgnoreSync: true})
-	printed := d.bolt(200)
+	printed := d.bolt(100)
 	d.losePower(nil)
 	var n uint64
 	if out, err := d.help("count"); err == nil {
