@@ -385,7 +385,7 @@ func (w *race) order(id chunk.ServerID, o raceOrder) bool {
 	if s == nil || s.term != w.lead.term {
 		return false
 	}
-	o.term = w.lead.term
+	o.stream = s.stream
 	s.inbox = append(s.inbox, o)
 	return true
 }
@@ -437,23 +437,37 @@ func (w *race) judge() bool {
 
 // Chunk servers.
 
-// connect makes a server obey the leader: what another ordered and it has not begun is dropped.
+// connect makes a server obey the leader by a new stream. What was ordered before and it has not begun is dropped; what is
+// still on its way on the old stream may arrive any time, and counts no more.
 func (w *race) connect() bool {
 	s := w.anyServer()
 	if s.term == w.lead.term && w.rng.IntN(60) > 0 {
 		return false
 	}
+	s.stale = append(s.stale, s.inbox...)
+	s.stream++
 	s.term, s.inbox, s.deleting, s.copies, s.inventory = w.lead.term, nil, nil, nil, nil
 	return true
 }
 
 func (w *race) receive() bool {
 	s := w.anyServer()
-	if len(s.inbox) == 0 {
+	from := &s.inbox
+	if w.rng.IntN(3) == 0 {
+		from = &s.stale
+	}
+	if len(*from) == 0 {
 		return false
 	}
-	o := s.inbox[0]
-	s.inbox = s.inbox[1:]
+	o := (*from)[0]
+	*from = (*from)[1:]
+	if o.stream == s.stream {
+		w.obey(s, o)
+	}
+	return true
+}
+
+func (w *race) obey(s *raceServer, o raceOrder) {
 	for _, id := range o.delete {
 		if !slices.Contains(s.deleting, id) {
 			s.deleting = append(s.deleting, id)
@@ -465,7 +479,6 @@ func (w *race) receive() bool {
 			s.copies = append(s.copies, &raceCopy{o.copy, slices.Contains(s.deleting, chunk.ID(o.copy.Stored))})
 		}
 	}
-	return true
 }
 
 func (w *race) delete() bool {
