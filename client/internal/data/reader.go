@@ -141,6 +141,10 @@ func (r *reader) fetchSpan(ctx context.Context, p piece, s span) error {
 	}
 	r.cache.end(p.chunk, f, payload)
 	payload.Free()
+	// What was read beside what was asked for may be lost, such as the end of a chunk that was not synced.
+	if exact := (span{max(s.lo, p.off), min(s.hi, p.off+uint64(p.n))}); errors.Is(err, errAllBad) && p.dst != nil && exact != s {
+		return r.fetchSpan(ctx, p, exact)
+	}
 	return err
 }
 
