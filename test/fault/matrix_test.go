@@ -3,7 +3,6 @@ package fault
 import (
 	"fmt"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -68,8 +67,6 @@ var matrix = []faultCase{
 	{name: "kill -9 of clients", short: true, strike: killClients},
 	{name: "back after it was thought dead", options: Options{QuickDeath: true}, strike: backFromTheDead},
 }
-
-var heldPattern = regexp.MustCompile(`(\d+) bytes at (\d+) of (\d+): beyond what is held of the chunk`)
 
 // policies are those that the matrix is run with: SHOAL_POLICIES, separated by spaces, or what the binary knows of the usual ones.
 func policies(t *testing.T) []string {
