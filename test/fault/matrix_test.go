@@ -17,7 +17,7 @@ type faultCase struct {
 	name    string
 	short   bool // it is part of the short matrix, too
 	options Options
-	mayFail []workload.Role   // clients that may see errors: all others must not
+	mayFail []workload.Role // clients that may see errors: all others must not
 	// strike does the fault, lets the load go on as long as it lasts, and undoes it.
 	strike func(*scene) error
 }
