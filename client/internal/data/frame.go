@@ -20,13 +20,14 @@ type frame struct {
 	policy chunk.Layout
 
 	// Guarded by writer.mu:
-	buf     mem.Buffer // nil once enough servers hold the bytes
+	buf     mem.Buffer // nil once enough servers have the bytes on disk
 	size    int64      // of buf, as it counts
 	chunk   *openChunk // nil: waits for a chunk
 	off     uint64     // in the chunk
 	room    int        // bytes there, of a code with what fills its last row up
 	cut     *stripe    // while it is sent in shards
-	settled bool       // every live target holds it, and at least the minimum
+	settled bool       // every live target has received it, and at least the minimum
+	durable bool       // likewise, and has it on disk
 	pinned  bool       // named by a commit under way
 	rescued bool       // its bytes are being read back from the chunk that they must leave
 	gone    bool       // committed or dropped: nothing refers to its bytes any more

@@ -34,6 +34,7 @@ type openChunk struct {
 	targets []*target
 
 	queue []*frame // not settled, in chunk order
+	kept  retained // settled, but not durable
 	base  int      // number of the first of the queue, counted from the chunk's first frame
 	held  map[*frame]struct{}
 	owner *File // it alone places frames here
@@ -126,7 +127,7 @@ func (c *openChunk) queued() uint64 {
 // place puts a frame at the end of the chunk and has it sent.
 func (c *openChunk) place(fr *frame) {
 	now := time.Now()
-	fr.chunk, fr.off, fr.room, fr.settled = c, c.length, c.layout.Padded(fr.n), false
+	fr.chunk, fr.off, fr.room, fr.settled, fr.durable = c, c.length, c.layout.Padded(fr.n), false, false
 	if c.layout.Coded() {
 		fr.cut = newStripe(fr, c.layout)
 	}
@@ -241,11 +242,11 @@ func (c *openChunk) locate(fr *frame, pos, n int) location {
 	return location{chunk: c.id, layout: c.layout, off: fr.off + uint64(pos), n: n, length: fr.end(), servers: c.readers(fr.end())}
 }
 
-// advance settles what every live target now holds.
+// advance settles what every live target has now received, and gives up the memory of what every one has on disk.
 func (c *openChunk) advance() {
-	live, received, _ := c.holders()
+	live, received, durable := c.holders()
 	if live < c.minimum {
-		received = 0
+		received, durable = 0, 0
 	}
 	for len(c.queue) > 0 && c.queue[0].end() <= received {
 		fr := c.queue[0]
@@ -255,7 +256,9 @@ func (c *openChunk) advance() {
 		fr.settled = true
 		fr.uncut()
 		c.w.settled(fr)
+		c.retain(fr)
 	}
+	c.forgo(durable)
 	c.notify()
 	c.retire()
 }
@@ -310,6 +313,7 @@ func (c *openChunk) drop(t *target, err error) {
 // read back, so that nobody deletes the chunk before.
 func (c *openChunk) lose() {
 	c.lost = true
+	c.kept = retained{}
 	c.clearQueue()
 	c.close()
 	var resend, reread []*frame
@@ -320,7 +324,7 @@ func (c *openChunk) lose() {
 			delete(c.held, fr)
 			resend = append(resend, fr)
 		default:
-			fr.rescued, fr.settled = true, false
+			fr.rescued, fr.settled, fr.durable = true, false, false
 			reread = append(reread, fr)
 		}
 	}

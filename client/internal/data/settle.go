@@ -52,7 +52,7 @@ func (w *writer) settle(ctx context.Context, g *generation) (durable bool, err e
 func (w *writer) unsettled(frames []*frame, from int, durable bool) (int, <-chan struct{}, error) {
 	if durable && from < len(frames) { // ask for all before waiting for the first
 		for _, fr := range frames[from:] {
-			if fr.settled {
+			if fr.settled && !fr.durable {
 				fr.chunk.sync(fr.end())
 			}
 		}
@@ -63,12 +63,9 @@ func (w *writer) unsettled(frames []*frame, from int, durable bool) (int, <-chan
 			return i, nil, fr.err
 		case !fr.settled:
 			return i, fr.wait(), nil
-		case durable && !fr.chunk.durableTo(fr.end()):
-			if fr.chunk.lost {
-				return i, fr.wait(), nil // it is being moved
-			}
+		case durable && !fr.durable:
 			fr.chunk.sync(fr.end())
-			return i, fr.chunk.wait(), nil
+			return i, fr.wait(), nil
 		}
 	}
 	return len(frames), nil, nil

@@ -109,6 +109,7 @@ func (w *writer) monitor() {
 		w.followSession()
 		now := time.Now()
 		w.dropStalled(now)
+		w.bringOld(now)
 		w.closeIdle(now)
 		w.mu.Unlock()
 	}
@@ -202,6 +203,7 @@ func (w *writer) followSession() {
 // strip drops everything from a chunk that is not published.
 func (w *writer) strip(c *openChunk, err error) {
 	c.sealed, c.lost, c.closing = true, true, true
+	c.kept = retained{}
 	c.clearQueue()
 	w.forget(c)
 	for fr := range c.held {

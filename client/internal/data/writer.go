@@ -148,11 +148,10 @@ func (w *writer) release(f *File) {
 	}
 }
 
-// settled is called when enough servers hold a frame.
+// settled is called when enough servers have received a frame.
 func (w *writer) settled(fr *frame) {
 	fr.chunk.pool.failures = 0
 	w.s.metrics.written.Add(float64(fr.n))
-	fr.free()
 	fr.notify()
 }
 
