@@ -34,6 +34,8 @@ import (
 type Meta interface {
 	// Commit applies c exactly once, however often it must be asked. When it returned, Extents shows what c published.
 	Commit(ctx context.Context, c *pb.Commit) (*pb.Result, error)
+	// Relocate has extents refer to where their bytes were written again, exactly once.
+	Relocate(ctx context.Context, r *pb.Relocate) error
 	// AllocChunks takes up to count new chunks of a layout (zero: the cluster's default), or of what can be done of it now.
 	// EAGAIN: too few servers are up.
 	AllocChunks(ctx context.Context, layout chunk.Layout, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error)

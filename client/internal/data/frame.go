@@ -9,7 +9,7 @@ import (
 )
 
 // frame is a run of dirty bytes on its way to a chunk, and after that the record of where in which chunk they are, until
-// they are committed.
+// they are committed and on enough disks.
 type frame struct {
 	file *File
 	gen  *generation
@@ -30,10 +30,17 @@ type frame struct {
 	durable bool       // likewise, and has it on disk
 	pinned  bool       // named by a commit under way
 	rescued bool       // its bytes are being read back from the chunk that they must leave
-	gone    bool       // committed or dropped: nothing refers to its bytes any more
+	gone    bool       // committed and safe, or dropped: nothing needs its bytes any more
 	full    int        // how often it was turned away by full disks
 	err     error      // the bytes are lost
 	changed chan struct{}
+
+	// Of a frame that was committed before it was durable:
+	published  bool
+	blocks     []uint64   // numbers of the parts of the file that its extents are in, ascending
+	home       *openChunk // where its extents say that it is, if its bytes had to leave
+	homeOff    uint64
+	prev, next *frame // of the same inode
 }
 
 // end is where in the chunk the frame and what fills it up end.
