@@ -73,6 +73,7 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	f.readAhead(uint64(off), len(p))
 	fresh := false
+	misses := 0          // how often in a row no copy was good, and nobody known who could write it again
 	var missed time.Time // since when no copy is good
 	for attempt := 0; ; attempt++ {
 		n, err := f.readOnce(ctx, p, uint64(off), attempt, fresh)
@@ -86,18 +87,21 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		case ctx.Err() != nil:
 			return 0, ctx.Err()
 		case errors.Is(err, errAllBad):
-			// The extents may have been those of a chunk that was deleted since.
 			if missed.IsZero() {
 				missed = time.Now()
 			}
-			if !fresh {
-				break
+			awaited := errors.Is(err, errAwaited)
+			// The extents may have been those of a chunk that was given up since: cached ones, and fresh ones by the time they were used.
+			if misses++; awaited {
+				misses = 0
 			}
-			if !errors.Is(err, errAwaited) || time.Since(missed) > lostPatience {
+			if misses > 2 || time.Since(missed) > lostPatience {
 				return 0, fserr.New(syscall.EIO, "read inode %d at %d: %v", f.inode, off, err)
 			}
-			if err := sleep(ctx, backoff(attempt)); err != nil {
-				return 0, err
+			if awaited {
+				if err := sleep(ctx, backoff(attempt)); err != nil {
+					return 0, err
+				}
 			}
 		case errors.Is(err, errOutdated):
 		case errors.Is(err, errUnreachable):
