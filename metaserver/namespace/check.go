@@ -97,6 +97,7 @@ type checker struct {
 	wanted     map[chunk.ID]bool        // chunks that files refer to and that do not exist
 	owners     map[uint64]uint64        // how many chunks each session writes
 	blind      blindness
+	losses     bool // extents seem to have been lost, see lookForLosses
 	todo       [lastStage][]*pb.StateFix
 }
 
@@ -264,7 +265,11 @@ func (c *checker) checkCounters() {
 		{"sessions", pb.StateFix_SESSIONS, c.have.sessions, c.want.sessions, true},
 		{"servers", pb.StateFix_SERVERS, c.have.servers, c.want.servers, true},
 	} {
-		if n.known && n.have != n.want {
+		switch {
+		case !n.known || n.have == n.want:
+		case n.field == pb.StateFix_INODES && n.have < n.want && c.losses:
+			c.hopeless("there are %d %s, %d are recorded"+seemLost, n.have, n.what, n.want)
+		default:
 			c.broken(stageSums, addFix(n.field, 0, n.have, n.want), "there are %d %s, %d are recorded", n.have, n.what, n.want)
 		}
 	}

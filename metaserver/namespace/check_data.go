@@ -304,7 +304,9 @@ func (c *checker) checkChunks() {
 func (c *checker) checkLive(ch *chunkFacts) {
 	switch {
 	case ch.used == ch.live && (ch.owner != 0 || ch.live > 0):
-	case ch.used == ch.live && c.blind.extents, ch.used < ch.live && c.blind.extents:
+	case ch.used < ch.live && c.losses:
+		c.hopeless("chunk %v: %d bytes of it are recorded as live, extents have %d"+seemLost, ch.id, ch.live, ch.used)
+	case ch.used <= ch.live && c.blind.extents:
 		c.hopeless("chunk %v: the extents that can be read have %d bytes of it, %d are recorded", ch.id, ch.used, ch.live)
 	case ch.used == ch.live:
 		c.broken(stageRecords, &pb.StateFix{Kind: pb.StateFix_GARBAGE, Id: uint64(ch.id)}, "chunk %v is garbage, but was not deleted", ch.id)

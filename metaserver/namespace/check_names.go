@@ -185,9 +185,11 @@ func (m *missingInode) remains(num uint64) (asDir, asFile, puzzling bool) {
 func (c *checker) checkMissing() {
 	nums := slices.Sorted(maps.Keys(c.missing))
 	for _, num := range nums { // what is made anew is counted where it belongs
-		asDir, asFile, _ := c.missing[num].remains(num)
+		asDir, asFile, puzzling := c.missing[num].remains(num)
 		if asDir || asFile {
 			c.have.inodes++
+		} else if !puzzling && c.missing[num].typ == syscall.S_IFREG {
+			c.losses = true // if there is data that nobody refers to
 		}
 		if d := c.missing[num].dentries; asDir && len(d) > 0 {
 			parent, _ := nameOf(d[0])
@@ -198,6 +200,7 @@ func (c *checker) checkMissing() {
 			}
 		}
 	}
+	c.lookForLosses()
 	for _, num := range nums {
 		m := c.missing[num]
 		asDir, asFile, puzzling := m.remains(num)
@@ -214,6 +217,9 @@ func (c *checker) checkMissing() {
 		case asFile:
 			fix.Size, fix.Allocated, fix.Links = m.end, m.bytes, max(uint64(len(m.dentries)), 1)
 			c.broken(stageNames, fix, "file %d does not exist, but its %d bytes of data do", num, m.bytes)
+		case c.losses && m.typ == syscall.S_IFREG && len(m.dentries) > 0:
+			parent, name := nameOf(m.dentries[0])
+			c.hopeless("directory %d: %q is file %d, which does not exist"+seemLost, parent, name, num)
 		default:
 			for _, k := range m.dentries {
 				parent, name := nameOf(k)
@@ -221,6 +227,17 @@ func (c *checker) checkMissing() {
 			}
 		}
 	}
+}
+
+const seemLost = "; it seems that records were lost, and data is kept that they may have referred to"
+
+// lookForLosses tells whether files seem to have lost extents: chunks have more live bytes than extents refer to, and there are
+// signs on the other side, too. The data is there still, and a peer, or a backup, may have the extents. Where live bytes were
+// put right, it would be deleted; where the signs were, the next check would do so.
+func (c *checker) lookForLosses() {
+	signs := c.losses || c.have.inodes < c.want.inodes ||
+		slices.ContainsFunc(c.inodes, func(in inodeFacts) bool { return !in.damaged && in.allocated > in.bytes })
+	c.losses = signs && slices.ContainsFunc(c.chunks, func(ch chunkFacts) bool { return !ch.damaged && ch.used < ch.live })
 }
 
 func (c *checker) checkInodes() {
@@ -237,13 +254,17 @@ func (c *checker) checkInodes() {
 		}
 		c.checkNames(in)
 		if in.isDir() && in.size != in.entries {
-			c.broken(stageSums, addFix(pb.StateFix_ENTRIES, in.num, in.entries, in.size), "directory %d has %d entries, its size is %d", in.num, in.entries, in.size)
+			c.broken(stageSums, c.addToInode(pb.StateFix_ENTRIES, in.num, in.entries, in.size), "directory %d has %d entries, its size is %d", in.num, in.entries, in.size)
 		}
-		if in.allocated != in.bytes && !in.partial {
-			c.broken(stageSums, addFix(pb.StateFix_ALLOCATED, in.num, in.bytes, in.allocated), "inode %d: extents have %d bytes, %d are recorded", in.num, in.bytes, in.allocated)
+		switch {
+		case in.allocated == in.bytes || in.partial:
+		case in.allocated > in.bytes && c.losses:
+			c.hopeless("inode %d: %d bytes are recorded, its extents have %d"+seemLost, in.num, in.allocated, in.bytes)
+		default:
+			c.broken(stageSums, c.addToInode(pb.StateFix_ALLOCATED, in.num, in.bytes, in.allocated), "inode %d: extents have %d bytes, %d are recorded", in.num, in.bytes, in.allocated)
 		}
 		if in.xattrs != in.xattrBytes && !c.blind.xattrs {
-			c.broken(stageSums, addFix(pb.StateFix_XATTR_BYTES, in.num, uint64(in.xattrBytes), uint64(in.xattrs)),
+			c.broken(stageSums, c.addToInode(pb.StateFix_XATTR_BYTES, in.num, uint64(in.xattrBytes), uint64(in.xattrs)),
 				"inode %d: xattrs have %d bytes, %d are recorded", in.num, in.xattrBytes, in.xattrs)
 		}
 	}
@@ -280,8 +301,17 @@ func (c *checker) checkNames(in *inodeFacts) {
 	case in.nlink > links && c.blind.names:
 		c.hopeless("inode %d has %d links, by the names that can be read %d", in.num, in.nlink, links)
 	default:
-		c.broken(stageSums, addFix(pb.StateFix_NLINK, in.num, uint64(links), uint64(in.nlink)), "inode %d has %d links, by its names %d", in.num, in.nlink, links)
+		c.broken(stageSums, c.addToInode(pb.StateFix_NLINK, in.num, uint64(links), uint64(in.nlink)), "inode %d has %d links, by its names %d", in.num, in.nlink, links)
 	}
+}
+
+// addToInode is addFix for a sum that an inode's record has.
+func (c *checker) addToInode(field pb.StateFix_Sum, num, have, want uint64) *pb.StateFix {
+	fix := addFix(field, num, have, want)
+	if rec, err := getInode(c.r, num); err == nil {
+		fix.Version = rec.version
+	}
+	return fix
 }
 
 // attach gives an inode a name in /lost+found, in place of one that it has.
@@ -294,7 +324,7 @@ func (c *checker) attach(in *inodeFacts, instead []byte) *pb.StateFix {
 		}
 	}
 	if rec, err := getInode(c.r, in.num); err == nil {
-		fix.Seen = rec.version
+		fix.Version = rec.version
 	}
 	return fix
 }

@@ -14,6 +14,8 @@ const (
 	lostFoundMode = syscall.S_IFDIR | 0o700
 	// maxLostNames is how many names are tried in /lost+found, where people can put things, too.
 	maxLostNames = 16
+	// maxLookedAt bounds the entries of a directory that are read to find one.
+	maxLookedAt = 16 << 10
 )
 
 // fixInode sets the fields of an inode that follow from others.
@@ -90,10 +92,25 @@ func (x *tx) fixName(k []byte) bool {
 // as the inode did not change, as every command that gives it a name, or takes one, changes it.
 func (x *tx) attach(f *pb.StateFix) bool {
 	in, err := getInode(x, f.Id)
-	if err != nil || in.version != f.Seen || in.num == posix.RootInode {
+	if err != nil || in.version != f.Version || in.num == posix.RootInode {
 		return false
 	}
+	if len(f.Key) == 0 && (in.isDir() && x.isNamed(in) || in.nlink == 0 && len(numbersUnder(x, bOrphan, in.num)) > 0) {
+		return false // it has none where the check was made, but need not have lost it here
+	}
 	return x.putLost(in, uint32(f.Links), f.Key)
+}
+
+// isNamed looks for a directory's name in its parent, among so many entries.
+func (x *tx) isNamed(in *inode) (named bool) {
+	n := 0
+	scan8(x, bDentry, in.parent, func(_, v []byte) bool {
+		num, _, err := decodeDentry(v)
+		named = err == nil && num == in.num
+		n++
+		return !named && n < maxLookedAt
+	})
+	return named
 }
 
 // namedBy returns the directory in which dentry k names in, nil if it does not.

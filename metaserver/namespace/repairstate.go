@@ -3,7 +3,6 @@ package namespace
 import (
 	"bytes"
 	"encoding/binary"
-	"math"
 	"slices"
 	"syscall"
 
@@ -18,10 +17,10 @@ import (
 const MaxFixes = 1024
 
 // repairState puts right what a check found. It never trusts what the check saw where it can look again: each fix is worked
-// out from the state as it is now, and left out where nothing is wrong (any more). Only sums over more records than a command may
-// read, such as the live bytes of a chunk, are taken from the check, as the difference that it found. That difference is the same
-// at any later time, as every command changes a sum by as much as what is summed up; but it counts once. So the state
-// remembers its last repair, and one that began with an older check is refused.
+// out from the state as it is now, and left out where nothing is wrong (any more), or where only the checked replica is damaged.
+// Sums over more records than a command may read, such as the live bytes of a chunk, are taken from the check, as the difference
+// that it found. That difference is the same at any later time, as every command changes a sum by as much as what is summed up; but
+// it counts once. So the state remembers its last repair, and one that began with an older check is refused.
 func (x *tx) repairState(op *pb.RepairState) (*pb.Result, error) {
 	last, err := lastRepair(x)
 	switch {
@@ -29,12 +28,13 @@ func (x *tx) repairState(op *pb.RepairState) (*pb.Result, error) {
 		return nil, err
 	case len(op.Fixes) > MaxFixes:
 		return nil, fserr.New(syscall.EINVAL, "%d things to repair, at most %d", len(op.Fixes), MaxFixes)
-	case op.After == 0 && last > op.Checked, op.After != 0 && last != op.After:
+	case last > max(op.Checked, op.After):
 		return nil, fserr.New(syscall.EINVAL, "the state was repaired by command %d, since it was checked at %d", last, op.Checked)
 	}
 	changed := false
+	count := recount{x: x, left: maxRecounted}
 	for _, fix := range op.Fixes {
-		changed = x.fix(fix) || changed
+		changed = x.fix(fix, &count) || changed
 	}
 	if !changed {
 		return &pb.Result{Mismatch: true}, nil
@@ -58,10 +58,10 @@ func lastRepair(x *tx) (uint64, error) {
 }
 
 // fix puts one thing right. It tells whether that changed anything, and does nothing by halves.
-func (x *tx) fix(f *pb.StateFix) bool {
+func (x *tx) fix(f *pb.StateFix, count *recount) bool {
 	switch f.GetKind() {
 	case pb.StateFix_ADD:
-		return x.fixSum(f)
+		return x.fixSum(f, count)
 	case pb.StateFix_NEXT:
 		return x.fixNext(f)
 	case pb.StateFix_INODE:
@@ -84,7 +84,7 @@ func (x *tx) fix(f *pb.StateFix) bool {
 	return false
 }
 
-func (x *tx) fixSum(f *pb.StateFix) bool {
+func (x *tx) fixSum(f *pb.StateFix, count *recount) bool {
 	if f.Delta == 0 {
 		return false
 	}
@@ -99,7 +99,7 @@ func (x *tx) fixSum(f *pb.StateFix) bool {
 		x.Put(bSession, key8(f.Id), s.encode())
 		return true
 	case pb.StateFix_NLINK, pb.StateFix_ENTRIES, pb.StateFix_ALLOCATED, pb.StateFix_XATTR_BYTES:
-		return x.fixInodeSum(f)
+		return x.fixInodeSum(f, count)
 	}
 	sum := map[pb.StateFix_Sum]*uint64{
 		pb.StateFix_INODES: &x.c.inodes, pb.StateFix_CHUNKS: &x.c.chunks, pb.StateFix_LIVE_BYTES: &x.c.live, pb.StateFix_INLINE_BYTES: &x.c.inline,
@@ -108,49 +108,18 @@ func (x *tx) fixSum(f *pb.StateFix) bool {
 	return sum != nil && add(sum, f.Delta)
 }
 
-// add adds to a sum, unless it would not be one afterwards. Wrong ones may have been beyond all bounds before.
-func add[T uint32 | uint64](sum *T, delta int64) bool {
-	after := uint64(*sum) + uint64(delta)
-	if after > math.MaxInt64 || uint64(T(after)) != after {
-		return false
-	}
-	*sum = T(after)
-	return true
-}
-
-func (x *tx) fixInodeSum(f *pb.StateFix) bool {
-	in, err := getInode(x, f.Id)
-	if err != nil {
-		return false
-	}
-	ok := false
-	switch f.Sum {
-	case pb.StateFix_NLINK:
-		// A directory that was removed meanwhile has 0, whatever it had.
-		ok = (!in.isDir() || in.nlink > 0 || f.Seen == 0) && add(&in.nlink, f.Delta)
-	case pb.StateFix_ENTRIES:
-		ok = in.isDir() && add(&in.size, f.Delta)
-	case pb.StateFix_ALLOCATED:
-		ok = add(&in.allocated, f.Delta)
-	case pb.StateFix_XATTR_BYTES:
-		ok = add(&in.xattrBytes, f.Delta)
-	}
-	if ok {
-		x.putFixed(in)
-	}
-	return ok
-}
-
 // putFixed records an inode that was wrong. Nothing happened to what it stands for, so its times stay.
 func (x *tx) putFixed(in *inode) {
 	in.version = x.index
 	x.putInode(in)
 }
 
+// fixLive corrects the live bytes of a chunk that has as many as were seen. They seldom change: where they did, the next check
+// finds them again.
 func (x *tx) fixLive(f *pb.StateFix) bool {
 	cs := newChunkSet(x)
 	c, err := cs.get(chunk.ID(f.Id))
-	if err != nil || c == nil {
+	if err != nil || c == nil || c.Live != f.Seen {
 		return false
 	}
 	after := c.Live

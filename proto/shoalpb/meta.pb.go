@@ -88,7 +88,7 @@ const (
 	StateFix_INDEX   StateFix_Kind = 7  // record `key` of `bucket` follows from others: it has to be there, or not. That of an uuid or a nonce leads to `id`
 	StateFix_NAME    StateFix_Kind = 8  // dentry `key` goes if its inode does not exist, and has that inode's type else
 	StateFix_REMAKE  StateFix_Kind = 9  // inode `id` does not exist, but has entries or extents; `key`: the dentry that leads to it
-	StateFix_ATTACH  StateFix_Kind = 10 // inode `id`, unchanged since log index `seen`, gets a name in /lost+found, in place of dentry `key` if that is set
+	StateFix_ATTACH  StateFix_Kind = 10 // inode `id`, unchanged since `version`, gets a name in /lost+found, in place of dentry `key` if that is set
 )
 
 // Enum value maps for StateFix_Kind.
@@ -3667,6 +3667,7 @@ type StateFix struct {
 	Sum           StateFix_Sum           `protobuf:"varint,5,opt,name=sum,proto3,enum=shoal.v1.StateFix_Sum" json:"sum,omitempty"`
 	Delta         int64                  `protobuf:"zigzag64,6,opt,name=delta,proto3" json:"delta,omitempty"`
 	Seen          uint64                 `protobuf:"varint,7,opt,name=seen,proto3" json:"seen,omitempty"`            // ADD: what was recorded
+	Version       uint64                 `protobuf:"varint,11,opt,name=version,proto3" json:"version,omitempty"`     // ADD, ATTACH: of the inode, when it was checked
 	Links         uint64                 `protobuf:"varint,8,opt,name=links,proto3" json:"links,omitempty"`          // REMAKE, ATTACH: the inode has so many afterwards
 	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`            // REMAKE
 	Allocated     uint64                 `protobuf:"varint,10,opt,name=allocated,proto3" json:"allocated,omitempty"` // REMAKE
@@ -3749,6 +3750,13 @@ func (x *StateFix) GetDelta() int64 {
 func (x *StateFix) GetSeen() uint64 {
 	if x != nil {
 		return x.Seen
+	}
+	return 0
+}
+
+func (x *StateFix) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
 	}
 	return 0
 }
@@ -7108,7 +7116,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\vRepairState\x12\x18\n" +
 	"\achecked\x18\x01 \x01(\x04R\achecked\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\x04R\x05after\x12(\n" +
-	"\x05fixes\x18\x03 \x03(\v2\x12.shoal.v1.StateFixR\x05fixes\"\xd9\x04\n" +
+	"\x05fixes\x18\x03 \x03(\v2\x12.shoal.v1.StateFixR\x05fixes\"\xf3\x04\n" +
 	"\bStateFix\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.shoal.v1.StateFix.KindR\x04kind\x12\x16\n" +
 	"\x06bucket\x18\x02 \x01(\rR\x06bucket\x12\x10\n" +
@@ -7116,7 +7124,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x02id\x18\x04 \x01(\x06R\x02id\x12(\n" +
 	"\x03sum\x18\x05 \x01(\x0e2\x16.shoal.v1.StateFix.SumR\x03sum\x12\x14\n" +
 	"\x05delta\x18\x06 \x01(\x12R\x05delta\x12\x12\n" +
-	"\x04seen\x18\a \x01(\x04R\x04seen\x12\x14\n" +
+	"\x04seen\x18\a \x01(\x04R\x04seen\x12\x18\n" +
+	"\aversion\x18\v \x01(\x04R\aversion\x12\x14\n" +
 	"\x05links\x18\b \x01(\x04R\x05links\x12\x12\n" +
 	"\x04size\x18\t \x01(\x04R\x04size\x12\x1c\n" +
 	"\tallocated\x18\n" +
