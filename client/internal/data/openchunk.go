@@ -71,6 +71,7 @@ type target struct {
 	durable  uint64 // bytes acknowledged to be on disk
 	syncSent uint64 // end of the last append that asked for the disk
 	sealSent bool
+	cutting  bool      // its shard of a frame is being made
 	since    time.Time // when it last made progress or got something to do
 }
 
