@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -324,9 +325,9 @@ func (w *race) quiet() {
 
 // TestCollection makes random steps and checks after each.
 func TestCollection(t *testing.T) {
-	seeds := uint64(16)
-	if testing.Short() {
-		seeds = 4
+	seeds := uint64(6)
+	if os.Getenv("SHOAL_LONG") != "" {
+		seeds = 300
 	}
 	total := map[string]int{}
 	for seed := range seeds {

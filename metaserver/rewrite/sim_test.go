@@ -3,6 +3,7 @@ package rewrite
 import (
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -31,7 +32,11 @@ var eager = Config{MinGain: 1, Rest: time.Second, Patience: time.Second}
 // TestSpaceIsGivenBack: clients overwrite, cut and delete at random while servers fail now and then; at any moment every file
 // reads as it should, and when all is quiet little garbage is left, in the state and on the servers.
 func TestSpaceIsGivenBack(t *testing.T) {
-	for seed := range uint64(8) {
+	seeds := uint64(4)
+	if os.Getenv("SHOAL_LONG") != "" {
+		seeds = 40
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, seed, 7, eager)
