@@ -73,6 +73,7 @@ func (h *heartbeats) take(req *pb.HeartbeatRequest) error {
 		}
 	}
 	if req.InventoryEnd {
+		h.awaited = false
 		return h.judge()
 	}
 	return nil
@@ -98,8 +99,8 @@ func (inv *inventory) page(r kv.Reader, server chunk.ServerID, reports []*pb.Chu
 	}
 }
 
-// judge compares a complete inventory with the state. A copy counts as missing when two inventories in a row lack it: the
-// first may have been listed before the chunk was written.
+// judge compares a complete inventory with the state. A copy counts as missing when two inventories in a row lack it, or have it
+// shorter than was committed before the second was asked for: the state is newer than an inventory, and chunks grow.
 func (h *heartbeats) judge() error {
 	inv := h.inventory
 	h.inventory = nil
@@ -109,7 +110,7 @@ func (h *heartbeats) judge() error {
 	}
 	var proven []chunk.ID
 	for id := range missing {
-		if _, twice := h.unproven[id]; twice {
+		if length, twice := h.unproven[id]; twice && inv.lacks(id, length) {
 			proven = append(proven, id)
 		}
 	}
@@ -145,9 +146,15 @@ func (h *heartbeats) kept(orphans []chunk.ID) []chunk.ID {
 	})
 }
 
-// missing lists the copies that the state names and the inventory lacks, or has too short.
-func (h *heartbeats) missing(inv *inventory) (map[chunk.ID]struct{}, error) {
-	out := map[chunk.ID]struct{}{}
+// lacks tells whether a shard is not listed, or shorter than length.
+func (inv *inventory) lacks(id chunk.ID, length uint64) bool {
+	n, listed := inv.good[id]
+	return !listed || uint64(n) < length
+}
+
+// missing lists the copies that the state names and the inventory lacks, or has too short, with the length that they should have.
+func (h *heartbeats) missing(inv *inventory) (map[chunk.ID]uint64, error) {
+	out := map[chunk.ID]uint64{}
 	for from, more := chunk.ID(0), true; more; {
 		seen := 0
 		more = false
@@ -157,14 +164,13 @@ func (h *heartbeats) missing(inv *inventory) (map[chunk.ID]struct{}, error) {
 					from, more = id, true
 					return false
 				}
-				length, listed := inv.good[id]
 				c, ok := namespace.Chunk(r, id.Chunk())
 				if !ok {
 					return true
 				}
-				shard := c.ShardOn(h.id)
-				if shard >= 0 && c.Holds(shard) && c.Stored(shard) == id && (!listed || uint64(length) < c.Layout.ShardLength(c.Length)) {
-					out[id] = struct{}{}
+				shard, length := c.ShardOn(h.id), c.Layout.ShardLength(c.Length)
+				if shard >= 0 && c.Holds(shard) && c.Stored(shard) == id && inv.lacks(id, length) {
+					out[id] = length
 				}
 				return true
 			})

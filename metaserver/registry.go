@@ -76,10 +76,11 @@ type heartbeats struct {
 	orderedAt time.Time
 	inventory *inventory
 	wanted    time.Time  // when an inventory was last asked for, or sent unasked after connecting
+	awaited   bool       // it has not come yet: so the next one is listed after this one was judged
 	orphans   []chunk.ID // to be deleted, those that were not ordered to be yet
 	orphansAt time.Time
-	stray     []chunk.ID            // orphans by the inventory before, sorted
-	unproven  map[chunk.ID]struct{} // missing by the inventory before
+	stray     []chunk.ID          // orphans by the inventory before, sorted
+	unproven  map[chunk.ID]uint64 // missing by the inventory before, and how long they should be
 }
 
 func (s *Server) heartbeat(stream heartbeatStream) error {
@@ -98,7 +99,7 @@ func (s *Server) heartbeat(stream heartbeatStream) error {
 	if !l.live.Heartbeat(id, first.Disks, first.BytesRead, first.BytesWritten) {
 		return status.Errorf(codes.FailedPrecondition, "chunk server %d is not registered here", id)
 	}
-	h := &heartbeats{l: l, id: id, stream: stream, work: make(chan *pb.HeartbeatRequest, 8), poked: make(chan struct{}, 1), failed: make(chan error, 1), gone: make(chan struct{}), wanted: time.Now()}
+	h := &heartbeats{l: l, id: id, stream: stream, work: make(chan *pb.HeartbeatRequest, 8), poked: make(chan struct{}, 1), failed: make(chan error, 1), gone: make(chan struct{}), wanted: time.Now(), awaited: true}
 	l.attach(h)
 	defer l.detach(h)
 	go h.receive(stream.Context()) // ends when gRPC ends the stream, which it does when this handler has returned
@@ -201,9 +202,10 @@ func (h *heartbeats) tell() error {
 	l.mu.Lock()
 	reply.ScrubPass = l.scrubPass
 	l.mu.Unlock()
-	if l.auditWants(h.id) || time.Since(h.wanted) > inventoryEvery {
+	late := time.Since(h.wanted) > inventoryEvery
+	if late || !h.awaited && l.auditWants(h.id) {
 		reply.WantInventory = true
-		h.wanted = time.Now()
+		h.wanted, h.awaited = time.Now(), true
 	}
 	return h.stream.Send(reply)
 }
