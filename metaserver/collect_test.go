@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/metaserver/kv"
@@ -117,7 +119,7 @@ type raceChunk struct {
 const raceGrace = 100
 
 func newRace(t *testing.T, seed uint64) *race {
-	db, err := kv.Open(filepath.Join(t.TempDir(), "db"), kv.Options{Buckets: namespace.Buckets()})
+	db, err := kv.Open(filepath.Join(t.TempDir(), "db"), kv.Options{Buckets: namespace.Buckets(), FlushInterval: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -324,9 +326,9 @@ func (w *race) quiet() {
 
 // TestCollection makes random steps and checks after each.
 func TestCollection(t *testing.T) {
-	seeds := uint64(16)
-	if testing.Short() {
-		seeds = 4
+	seeds := uint64(20)
+	if os.Getenv("SHOAL_LONG") != "" {
+		seeds = 300
 	}
 	total := map[string]int{}
 	for seed := range seeds {

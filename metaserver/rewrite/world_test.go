@@ -3,6 +3,7 @@ package rewrite
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -42,10 +43,12 @@ type world struct {
 	session uint64
 	servers map[chunk.ServerID]*fakeServer
 	failing bool
+	paused  bool // servers do nothing but delete
 	busy    string
 	changes int
 
 	files map[uint64][]byte // what each should hold; the test's alone
+	names int               // used for files and sessions
 	open  map[chunk.Layout]*openChunk
 }
 
@@ -62,7 +65,7 @@ type openChunk struct {
 }
 
 func newWorld(t *testing.T, seed uint64, servers int, cfg Config) *world {
-	db, err := kv.Open(filepath.Join(t.TempDir(), "db"), kv.Options{Buckets: namespace.Buckets()})
+	db, err := kv.Open(filepath.Join(t.TempDir(), "db"), kv.Options{Buckets: namespace.Buckets(), FlushInterval: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,8 +140,8 @@ func (w *world) do(op *pb.Op) *pb.Result {
 }
 
 func (w *world) openSession() {
-	nonce := make([]byte, 16)
-	nonce[0] = byte(w.index)
+	w.names++
+	nonce := fmt.Appendf(nil, "%016d", w.names)
 	w.session, w.seq = w.own(&pb.Op{Op: &pb.Op_OpenSession{OpenSession: &pb.OpenSession{Nonce: nonce}}}).Session, 0
 	w.open = map[chunk.Layout]*openChunk{}
 }
@@ -238,6 +241,12 @@ func (w *world) serve(ctx context.Context, id chunk.ServerID) {
 		w.mu.Unlock()
 		if _, err := w.apply(&pb.Command{Op: &pb.Op{Op: &pb.Op_FinishDeletions{FinishDeletions: &pb.FinishDeletions{Server: uint32(id), Chunks: gone}}}}); err != nil {
 			w.t.Error(err)
+		}
+		w.mu.Lock()
+		paused := w.paused
+		w.mu.Unlock()
+		if paused {
+			continue
 		}
 		for _, o := range w.e.Orders(id, 64) {
 			w.obey(id, o)
@@ -354,7 +363,8 @@ func shards(l chunk.Layout, data []byte) [][]byte {
 
 // create makes a file.
 func (w *world) create() uint64 {
-	name := []byte(fmt.Sprint(w.index))
+	w.names++
+	name := fmt.Append(nil, w.names)
 	f := w.do(&pb.Op{Op: &pb.Op_MakeNode{MakeNode: &pb.MakeNode{Parent: 1, Name: name, Mode: 0o100644}}}).Attr.Inode
 	w.files[f] = nil
 	return f
@@ -381,10 +391,11 @@ func (w *world) write(f, off uint64, n int, l chunk.Layout) bool {
 		c = &openChunk{AllocatedChunk: res.Chunks[0], layout: l}
 		w.open[l] = c
 	}
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(w.rng.Uint32())
+	b := make([]byte, 0, n+8)
+	for len(b) < n {
+		b = binary.LittleEndian.AppendUint64(b, w.rng.Uint64())
 	}
+	b = b[:n]
 	at := len(c.data)
 	c.data = append(c.data, b...)
 	c.data = append(c.data, make([]byte, l.Padded(len(c.data))-len(c.data))...)
