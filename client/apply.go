@@ -174,7 +174,6 @@ func (a *applier) dir(ctx context.Context, name string, at Attr) error {
 			if err := a.visit(ctx, child, e.Attr); err != nil {
 				return err
 			}
-			offset = e.Next
 		}
 		offset = entries[len(entries)-1].Next
 	}

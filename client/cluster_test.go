@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -23,12 +24,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // cluster is a whole one in this process.
 type cluster struct {
 	addrs   string
+	chunks  []*chunkserver.Server
 	metas   []*metaserver.Server
 	proxies []*proxy
 }
 
 type clusterOptions struct {
 	metas   int
+	chunks  int  // servers; 0: 3
 	proxied bool // clients reach the metaservers over connections that a test can break
 	tune    func(*metaserver.Config)
 }
@@ -66,11 +69,12 @@ func startCluster(t *testing.T, o clusterOptions) *cluster {
 		t.Cleanup(func() { _ = m.Close() }) // it may be closed already
 		wg.Go(func() { _ = m.Run(ctx) })
 	}
-	for i := range 3 {
+	for i := range cmp.Or(o.chunks, 3) {
 		s, err := chunkserver.New(chunkserver.Config{Listen: "127.0.0.1:0", Dirs: []string{filepath.Join(dir, fmt.Sprint("chunk-", i))}, Meta: addrs, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
+		c.chunks = append(c.chunks, s)
 		t.Cleanup(func() { _ = s.Close() })
 		wg.Go(func() { _ = s.Run(ctx) })
 		within(t, s.Ready())

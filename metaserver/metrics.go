@@ -116,6 +116,8 @@ func opName(op *pb.Op) string {
 		return "remove_xattr"
 	case *pb.Op_Commit:
 		return "commit"
+	case *pb.Op_Relocate:
+		return "relocate"
 	case *pb.Op_AllocChunks:
 		return "alloc_chunks"
 	case *pb.Op_SealChunks:

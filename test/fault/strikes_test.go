@@ -181,7 +181,7 @@ func restarts(s *scene) error {
 		if err := server.Restart(); err != nil {
 			return err
 		}
-		if err := s.Healthy(); err != nil {
+		if err := s.Healthy(true); err != nil {
 			return err
 		}
 	}
@@ -200,7 +200,7 @@ func powerLossOfOne(s *scene) error {
 		if err := victim.Start(); err != nil {
 			return err
 		}
-		if err := s.Healthy(); err != nil {
+		if err := s.Healthy(true); err != nil {
 			return err
 		}
 	}
@@ -219,7 +219,7 @@ func powerLossOfMeta(s *scene) error {
 		if err := leader.Start(); err != nil {
 			return err
 		}
-		if err := s.Healthy(); err != nil {
+		if err := s.Healthy(true); err != nil {
 			return err
 		}
 	}

@@ -34,6 +34,8 @@ import (
 type Meta interface {
 	// Commit applies c exactly once, however often it must be asked. When it returned, Extents shows what c published.
 	Commit(ctx context.Context, c *pb.Commit) (*pb.Result, error)
+	// Relocate has extents refer to where their bytes were written again, exactly once.
+	Relocate(ctx context.Context, r *pb.Relocate) error
 	// AllocChunks takes up to count new chunks of a layout (zero: the cluster's default), or of what can be done of it now.
 	// EAGAIN: too few servers are up.
 	AllocChunks(ctx context.Context, layout chunk.Layout, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error)
@@ -59,6 +61,7 @@ const (
 	minMemory           = 8 << 20
 	defaultStallTimeout = 3 * time.Second
 	defaultIdleTimeout  = 30 * time.Second
+	defaultSyncAfter    = 2 * time.Second
 	defaultReadTimeout  = time.Second
 	closePatience       = 3 * time.Second
 )
@@ -67,13 +70,14 @@ const (
 type StoreConfig struct {
 	Meta       Meta
 	Pool       *rpc.Pool
-	Memory     int64 // bytes of written data that no server is known to hold yet; 0: DefaultMemory, at least 8 MiB
+	Memory     int64 // bytes of written data that is not known to be on the disks of enough servers; 0: DefaultMemory, at least 8 MiB
 	CacheBytes int64 // bytes of chunk data kept for reading; 0: DefaultCache, negative: none
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are not exported
 
 	StallTimeout time.Duration // a target that acknowledges nothing for so long is given up; 0: 3 s
 	IdleTimeout  time.Duration // open chunks that nothing was written to for so long are given up; 0: 30 s
+	SyncAfter    time.Duration // written data that servers have only received is brought to their disks after so long; 0: 2 s
 	ReadTimeout  time.Duration // a replica that does not answer for so long has the next one asked beside it; 0: 1 s
 }
 
@@ -93,6 +97,7 @@ func (c *StoreConfig) setDefaults() error {
 	}
 	setDefault(&c.StallTimeout, defaultStallTimeout)
 	setDefault(&c.IdleTimeout, defaultIdleTimeout)
+	setDefault(&c.SyncAfter, defaultSyncAfter)
 	setDefault(&c.ReadTimeout, defaultReadTimeout)
 	return nil
 }
@@ -199,8 +204,9 @@ func (s *Store) drop(f *File) {
 }
 
 // relieve sends what files have buffered, so that a writer that waits for memory gets it: need bytes and, as buffers are
-// seldom full, some more.
+// seldom full, some more. What was sent before is brought to the servers' disks.
 func (s *Store) relieve(need int64) {
+	s.writer.bringAll()
 	var later []*File
 	for _, f := range s.list() {
 		switch n := f.buffered(); {
