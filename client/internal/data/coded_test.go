@@ -39,7 +39,7 @@ func (x *fixture) codedChunks(f *File) (wide, packed, copies int) {
 
 func TestCodedRoundTrip(t *testing.T) {
 	for i, policy := range []string{"ec=4+2", "ec=3+2", "ec=2+1", "ec=5+3,min-copies=5"} {
-		for k, size := range []int{4097, 10_000, 100_000, 1<<20 - 1000, 1 << 20, 5<<20 + 123} {
+		for k, size := range []int{4097, 10_000, 100_000, 1<<20 - 1000, 1 << 20, 2<<20 + 123} {
 			durable := (i+k)%2 == 0
 			t.Run(fmt.Sprintf("%s, %d bytes, durable %v", policy, size, durable), func(t *testing.T) {
 				x := newCodedFixture(t, 9, policy)

@@ -5,11 +5,13 @@
 //
 //   - Reads, sizes and truncation of a File see this client's own writes in program order, committed or not: what is still
 //     buffered lies over what is sent to chunk servers, and that over the extents that metadata has.
-//   - A write is published by one metadata commit, after its bytes are held by every live target of their chunks and by no
-//     fewer than the layout's minimum (on their disks, for a durable commit). Until then nobody else sees any of it.
+//   - A write is published by one metadata commit, after its bytes, of a code the shards of them, are held by every live target
+//     of their chunks and by no fewer than the layout's minimum (on their disks, for a durable commit). Until then nobody else
+//     sees any of it.
 //   - A chunk server that fails or stalls costs the writer a new chunk, never an error: bytes are kept in memory until
 //     enough servers hold them, and read back from those that do should others be lost before the commit.
-//   - A read returns bytes that match the checksums their writer sent, or waits, or fails with EIO when every copy proved bad.
+//   - A read returns bytes that match the checksums their writer sent, or that are computed from shards that do, or waits, or
+//     fails with EIO when no copy, or too few shards, can be good.
 //   - Memory for unsent and unacknowledged data is bounded for the whole Store; a write that does not fit waits.
 //   - An error of work in the background is returned once, by the next write, commit or close of the file it befell.
 package data

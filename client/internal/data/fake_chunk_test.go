@@ -41,6 +41,7 @@ type fakeServer struct {
 	frames    int
 	syncs     int
 	reads     int
+	stalled   int // reads that had to wait
 	readBytes int
 }
 
@@ -237,6 +238,9 @@ func (s *fakeServer) Read(ctx context.Context, req *pb.ReadRequest) (*pb.ReadHea
 	defer stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stallRead {
+		s.stalled++
+	}
 	for s.stallRead && ctx.Err() == nil {
 		s.cond.Wait()
 	}

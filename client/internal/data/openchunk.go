@@ -15,6 +15,8 @@ const (
 	windowFrames = 16
 	// chunkTail is how little room makes a chunk full, in bytes.
 	chunkTail = 64 << 10
+	// stopgap is how long chunks of another layout than was asked for are placed in.
+	stopgap = time.Minute
 )
 
 // openChunk is a chunk that this client writes. writer.mu guards it.
@@ -74,6 +76,7 @@ type target struct {
 	durable  uint64 // bytes acknowledged to be on disk
 	syncSent uint64 // end of the last append that asked for the disk
 	sealSent bool
+	cutting  bool      // its shard of a frame is being made
 	since    time.Time // when it last made progress or got something to do
 }
 
@@ -115,7 +118,14 @@ func (c *openChunk) notify() {
 
 // fits tells whether n bytes more may be placed.
 func (c *openChunk) fits(n int) bool {
-	return !c.closing && c.length+uint64(c.layout.Padded(n)) <= chunk.MaxLength && c.base+len(c.queue) < chunk.MaxFrames
+	return !c.closing && !c.outlived() && c.length+uint64(c.layout.Padded(n)) <= chunk.MaxLength && c.base+len(c.queue) < chunk.MaxFrames
+}
+
+// outlived tells whether the chunk is of another layout than its files ought to have, and so old that there may be enough
+// servers for that one now.
+func (c *openChunk) outlived() bool {
+	want := c.pool.want
+	return !want.IsZero() && (want.Data != c.layout.Data || want.Parity != c.layout.Parity) && time.Since(c.made) > stopgap
 }
 
 // queued is how many bytes are not settled.

@@ -111,12 +111,12 @@ func (p *pool) takeOwn(n int) *openChunk {
 	return p.takeSpare()
 }
 
-// takeSpare returns a chunk that was allocated ahead, none of whose targets failed since.
+// takeSpare returns a chunk that was allocated ahead, of which nothing is known yet that speaks against it.
 func (p *pool) takeSpare() *openChunk {
 	p.keep = spareChunks
 	for len(p.spare) > 0 {
 		c := p.spare[0]
-		if slices.ContainsFunc(c.targets, func(t *target) bool { return p.w.health.failedSince(t.server, c.made) }) {
+		if c.outlived() || slices.ContainsFunc(c.targets, func(t *target) bool { return p.w.health.failedSince(t.server, c.made) }) {
 			c.close() // takes it off the list
 			continue
 		}

@@ -49,7 +49,7 @@ func (t *target) kick(now time.Time) {
 
 // stalled tells for how long the target has not moved although it had something to do.
 func (t *target) stalled(now time.Time) time.Duration {
-	if !t.started || !t.live || t.finished || t.idle() {
+	if !t.started || !t.live || t.finished || t.cutting || t.idle() {
 		return 0
 	}
 	return now.Sub(t.since)
@@ -80,6 +80,7 @@ func (t *target) run(ctx context.Context) {
 			head.Cluster, head.Session, head.Server = w.meta.Cluster(), w.meta.Session(), uint32(t.server)
 		}
 		payload, err := body.open(head)
+		t.handOver()
 		if err != nil {
 			body.close()
 			t.fail(fmt.Errorf("chunk %v: cut a frame for server %d: %w", t.c.id, t.server, err))
@@ -123,6 +124,7 @@ func (t *target) nextAppend() (*pb.AppendHeader, load, bool) {
 			t.askSync(head)
 			if fr.cut != nil {
 				fr.cut.refs.Add(1)
+				t.cutting = true
 				return head, load{cut: fr.cut, shard: t.shard}, true
 			}
 			head.Checksums = fr.sums
@@ -145,6 +147,20 @@ func (t *target) nextAppend() (*pb.AppendHeader, load, bool) {
 func (t *target) header(off uint64) *pb.AppendHeader {
 	l := t.c.layout
 	return &pb.AppendHeader{Chunk: uint64(t.c.id.Stored(l, t.shard)), Offset: l.ShardLength(off)}
+}
+
+// handOver begins the time that a server has to acknowledge what this client had to cut for it first: that a busy client is
+// slow says nothing about the server.
+func (t *target) handOver() {
+	if !t.c.layout.Coded() {
+		return
+	}
+	w := t.c.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if t.cutting {
+		t.cutting, t.since = false, time.Now()
+	}
 }
 
 // askSync asks for the disk with an append that reaches what is to be there.
