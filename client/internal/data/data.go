@@ -9,10 +9,12 @@
 //     of their chunks and by no fewer than the layout's minimum (on their disks, for a durable commit). Until then nobody else
 //     sees any of it.
 //   - A chunk server that fails or stalls costs the writer a new chunk, never an error: bytes are kept in memory until
-//     enough servers hold them, and read back from those that do should others be lost before the commit.
+//     enough servers have them on disk, committed or not, and read back from those that have should others be lost before
+//     the commit. All servers may lose power at once, again and again: what they lost is written again, and what was committed
+//     of it relocated. Only if this client, too, ends before can a commit that was not durable be lost.
 //   - A read returns bytes that match the checksums their writer sent, or that are computed from shards that do, or waits, or
 //     fails with EIO when no copy, or too few shards, can be good.
-//   - Memory for unsent and unacknowledged data is bounded for the whole Store; a write that does not fit waits.
+//   - Memory for data that is not known to be on disk is bounded for the whole Store; a write that does not fit waits.
 //   - An error of work in the background is returned once, by the next write, commit or close of the file it befell.
 package data
 
@@ -161,8 +163,9 @@ func (s *Store) File(inode uint64, attr *pb.Attr) *File {
 	return f
 }
 
-// Close publishes what is still dirty as far as that is possible within a few seconds, gives the open chunks up, and returns
-// when everything has ended. It returns the errors of files whose data could not be published.
+// Close publishes what is still dirty as far as that is possible within a few seconds, waits as long for the disks of chunk
+// servers, gives the open chunks up, and returns when everything has ended. It returns the errors of files whose data could not be
+// published. That published data may not be on enough disks yet is only logged.
 func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil
