@@ -105,7 +105,6 @@ type Engine struct {
 	cfg     Config
 	cluster Cluster
 	log     *slog.Logger
-	wake    chan struct{} // 1: there is something to do
 	room    *semaphore.Weighted
 
 	look look // Run's alone
@@ -122,15 +121,8 @@ type Engine struct {
 func New(cluster Cluster, cfg Config) *Engine {
 	cfg.setDefaults()
 	return &Engine{
-		cfg: cfg, cluster: cluster, log: cfg.Logger, wake: make(chan struct{}, 1), room: semaphore.NewWeighted(bytesAtOnce),
+		cfg: cfg, cluster: cluster, log: cfg.Logger, room: semaphore.NewWeighted(bytesAtOnce),
 		jobs: map[chunk.ID]*job{}, files: files{byInode: map[uint64]*file{}},
-	}
-}
-
-func (e *Engine) poke() {
-	select {
-	case e.wake <- struct{}{}:
-	default:
 	}
 }
 
@@ -142,7 +134,6 @@ func (e *Engine) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-t.C:
-		case <-e.wake:
 		case <-ctx.Done():
 			return nil
 		}
