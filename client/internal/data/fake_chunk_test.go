@@ -238,7 +238,7 @@ func (s *fakeServer) Read(ctx context.Context, req *pb.ReadRequest) (*pb.ReadHea
 	defer stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stallRead {
+	if s.stallRead && ctx.Err() == nil { // or the client has left already
 		s.stalled++
 	}
 	for s.stallRead && ctx.Err() == nil {
