@@ -31,6 +31,7 @@ const (
 	jobsAtOnce   = 16
 	bytesAtOnce  = 512 << 20        // of new chunks that are being made
 	perServer    = 8                // shards that one server is making
+	bytesServer  = 256 << 20        // of these, bytes; one more is ordered while there are fewer
 	orderAgain   = 10 * time.Second // when an order that was not answered is given again
 	shardTries   = 3                // before a shard that a server cannot make counts as failed
 	shardPause   = 2 * time.Second  // before a server is asked again for one that it could not make
