@@ -202,7 +202,8 @@ func sound(t *testing.T, c *cluster) {
 // TestApplyPolicy: files go from copies to a code and back while they are read and written.
 func TestApplyPolicy(t *testing.T) {
 	c := startCluster(t, clusterOptions{tune: compacting})
-	reader, writer, operator := c.dial(t), c.dial(t), c.dial(t)
+	idle := func(o *config) { o.idle = time.Second } // or conversion waits half a minute for the writer's chunks
+	reader, writer, operator := c.dial(t), c.dial(t, idle), c.dial(t)
 	ctx := t.Context()
 	must(t, operator.MkdirAll(ctx, "/dir/sub", 0o755))
 	must(t, operator.Symlink(ctx, "/dir", "/link"))
@@ -221,7 +222,7 @@ func TestApplyPolicy(t *testing.T) {
 			return f.write(ctx, writer, rng, 20000)
 		}),
 	}
-	for _, policy := range []string{"ec=2+1", "replicas=3", DefaultPolicy} {
+	for _, policy := range []string{"ec=2+1", "replicas=3", "ec=2+1", DefaultPolicy} {
 		must(t, operator.SetPolicy(ctx, "/link", policy))
 		var last ApplyProgress
 		calls := 0

@@ -66,6 +66,7 @@ type config struct {
 	name       string
 	log        *slog.Logger
 	registerer prometheus.Registerer
+	idle       time.Duration // after which open chunks are given up; 0: the default
 }
 
 // Option changes how Dial connects.
@@ -119,7 +120,7 @@ func Dial(ctx context.Context, addrs string, opts ...Option) (*FS, error) {
 	if err = f.meta.Start(ctx); err != nil {
 		err = &ConnectError{err: err, Metaservers: problemsOf(f.meta.Troubles())}
 	} else {
-		f.store, err = data.NewStore(data.StoreConfig{Meta: f.meta, Pool: f.pool, Memory: o.memory, CacheBytes: o.cache, Logger: o.log, Registerer: o.registerer})
+		f.store, err = data.NewStore(data.StoreConfig{Meta: f.meta, Pool: f.pool, Memory: o.memory, CacheBytes: o.cache, Logger: o.log, Registerer: o.registerer, IdleTimeout: o.idle})
 	}
 	if err != nil {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)

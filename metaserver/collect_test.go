@@ -10,6 +10,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/metaserver/kv"
@@ -118,7 +119,7 @@ type raceChunk struct {
 const raceGrace = 100
 
 func newRace(t *testing.T, seed uint64) *race {
-	db, err := kv.Open(filepath.Join(t.TempDir(), "db"), kv.Options{Buckets: namespace.Buckets()})
+	db, err := kv.Open(filepath.Join(t.TempDir(), "db"), kv.Options{Buckets: namespace.Buckets(), FlushInterval: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -325,7 +326,7 @@ func (w *race) quiet() {
 
 // TestCollection makes random steps and checks after each.
 func TestCollection(t *testing.T) {
-	seeds := uint64(6)
+	seeds := uint64(20)
 	if os.Getenv("SHOAL_LONG") != "" {
 		seeds = 300
 	}

@@ -23,7 +23,8 @@ will be; then come what is wrong, space, and the servers. The exit status is 0 w
 
 With --json the object "redundancy" has that line (summary) and its numbers: of sealed chunks, how many are full (all their shards are
 there), degraded (fewer, and one more loss does no harm), endangered (one more loss makes them unreadable) and unreadable; shards
-being made (moving) and bytes left to copy. Only where "known" is true do they count all chunks.`,
+being made (moving) and bytes left to copy. Only where "known" is true do they count all chunks. The object "rewriting" tells of bytes
+in chunks that no file uses any more (garbage), what of them can be given back (reclaimable), and of 'shoal policy apply'.`,
 		Args: exactly(0, "nothing"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.withFS(cmd.Context(), func(fsys *client.FS) error {
@@ -45,6 +46,7 @@ being made (moving) and bytes left to copy. Only where "known" is true do they c
 type jsonStatus struct {
 	Cluster      string       `json:"cluster"`
 	Redundancy   *redundancy  `json:"redundancy,omitempty"` // from the leader only
+	Rewriting    *rewriting   `json:"rewriting,omitempty"`  // likewise
 	Problems     []string     `json:"problems"`
 	Files        uint64       `json:"files"`  // inodes
 	Bytes        uint64       `json:"bytes"`  // of file data
@@ -102,6 +104,7 @@ func statusToJSON(st *pb.StatusReply) jsonStatus {
 		j.Redundancy = &redundancy{r.Summary, r.Known, r.Full, r.Degraded, r.Endangered, r.Unreadable, r.Moving, r.BytesLeft, r.BytesPerSecond,
 			r.EtaSeconds, r.HeldBack, r.Drains, r.Misplaced}
 	}
+	j.Rewriting = rewritingToJSON(st.Rewriting)
 	if l := st.Layout; l != nil {
 		layout := layoutToJSON(chunk.LayoutOf(l))
 		j.Layout = &layout
@@ -126,6 +129,7 @@ func writeStatus(w io.Writer, st *pb.StatusReply) error {
 	}
 	fmt.Fprintf(&b, "files         %d\n", st.Inodes)
 	fmt.Fprintf(&b, "data          %s in %d chunks\n", humanSize(st.FileBytes), st.Chunks)
+	b.WriteString(rewritingLines(st.Rewriting))
 	fmt.Fprintf(&b, "still fits    %s\n", humanSize(st.GetSpace().GetAvailable()))
 	fmt.Fprintf(&b, "raw space     %s free of %s\n", humanSize(st.GetSpace().GetFree()), humanSize(st.GetSpace().GetCapacity()))
 	if l := st.Layout; l != nil {

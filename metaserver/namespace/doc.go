@@ -23,7 +23,7 @@
 //   - Extents are sorted, do not overlap each other, end within the file, and lie in the committed part of chunks that exist.
 //     Inline data is at most 4096 bytes of a file.
 //   - A chunk's live bytes are those of the extents that refer to it. A chunk with an owner is in the owner's index; one without
-//     owner has live bytes. Its servers, or targets while it has an owner, are in the index of copies, and nothing else is.
+//     owner has live bytes. The owner is a session that lives, or Rewriter. Its servers, or targets while it has an owner, are in the index of copies, and nothing else is.
 //   - No server has two shards of a chunk, or is to get one while it has another. Shards are on their way to registered servers only,
 //     and only those of sealed chunks. A sealed chunk that lacks shards, or has some on their way, is in the index of degraded ones.
 //   - A copy to be deleted is not one that the chunk's record has.

@@ -503,7 +503,7 @@ func randomCommand(t *rapid.T, clock int64) *pb.Command {
 		}
 		cmd.Op = opRelocate(r)
 	case 17, 18, 19:
-		cmd.Session, cmd.Op = 0, randomRewrite(t)
+		cmd.Session, cmd.Version, cmd.Op = 0, 2, randomRewrite(t)
 	case 0, 1, 2:
 		cmd.Op = &pb.Op{Op: &pb.Op_MakeNode{MakeNode: &pb.MakeNode{Parent: num("parent", 4), Name: name(), Exclusive: flag(),
 			Mode: rapid.SampledFrom([]uint32{syscall.S_IFREG, syscall.S_IFDIR, syscall.S_IFCHR, 0o120000, 0o150000}).Draw(t, "type") | uint32(num("mode", 0o7777))}}}

@@ -120,7 +120,9 @@ func TestRepairOfASoundState(t *testing.T) {
 		}
 	}
 	w.want(syscall.EINVAL, w.repair(opRepair(w.index, 0, slices.Repeat(fixes[:1], MaxFixes+1)...)))
-	w.want(syscall.EOPNOTSUPP, w.apply(w.command(0, root, opRepair(w.index, 0, fixes[0])))) // a version in which there is none
+	old := w.command(0, root, opRepair(w.index, 0, fixes[0]))
+	old.Version = 1 // in which there is none
+	w.want(syscall.EOPNOTSUPP, w.apply(old))
 	if after := w.s.dump(); !slices.Equal(before, after) {
 		t.Fatal(differences(strings.Join(before, "\n"), strings.Join(after, "\n")))
 	}

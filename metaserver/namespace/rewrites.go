@@ -6,7 +6,6 @@ import (
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/fserr"
-	"github.com/shoalfs/shoalfs/internal/posix"
 	"github.com/shoalfs/shoalfs/metaserver/kv"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
@@ -120,9 +119,6 @@ func Rewrites(r kv.Reader) []chunk.ID {
 // FileBlock is a part of a file of posix.ExtentBlock bytes.
 type FileBlock struct{ Inode, Number uint64 }
 
-// Next is the smallest one behind it.
-func (b FileBlock) Next() FileBlock { return FileBlock{b.Inode, b.Number + 1} }
-
 // BlockExtents is the extents of a FileBlock in chunks. It is valid as long as the View that it comes from.
 type BlockExtents struct {
 	FileBlock
@@ -136,10 +132,10 @@ type Extent struct {
 	ChunkOffset    uint64
 }
 
-// Len is how many there are; At returns the i-th. What is damaged has them as it is stored.
+// Len is how many there are.
 func (e BlockExtents) Len() int { return e.b.count() }
 
-// At returns one.
+// At returns the i-th. Where the record is damaged it may be anything.
 func (e BlockExtents) At(i int) Extent {
 	p := e.b.at(i)
 	return Extent{p.off, p.len, p.chunk, p.coff}
@@ -157,6 +153,3 @@ func Blocks(r kv.Reader, from FileBlock, fn func(BlockExtents) bool) {
 		return err != nil || fn(BlockExtents{at, b})
 	})
 }
-
-// BlockEnd is where a FileBlock ends in its file.
-func (b FileBlock) BlockEnd() uint64 { return (b.Number + 1) * posix.ExtentBlock }

@@ -182,7 +182,7 @@ func (w *world) apply(cmd *pb.Command) *pb.Result {
 
 func (w *world) command(session uint64, cred posix.Cred, op *pb.Op) *pb.Command {
 	w.clock += 1000
-	return &pb.Command{Version: 1, Time: w.clock, Session: session, Cred: &pb.Cred{Uid: cred.UID, Gid: cred.GID, Groups: cred.Groups}, Op: op}
+	return &pb.Command{Version: VersionOf(op), Time: w.clock, Session: session, Cred: &pb.Cred{Uid: cred.UID, Gid: cred.GID, Groups: cred.Groups}, Op: op}
 }
 
 // own applies an operation of the leader.

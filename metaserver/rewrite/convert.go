@@ -88,8 +88,7 @@ func (e *Engine) Convert(wishes []Wish, keep bool) []Conversion {
 			delete(e.files.byInode, w.Inode)
 		}
 	}
-	e.poke()
-	return out
+	return out // the next tick begins: files that are asked for one after the other share chunks
 }
 
 // wanted returns the files to be looked at now, and forgets those that nobody wants any more.

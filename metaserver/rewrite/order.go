@@ -53,11 +53,12 @@ func (e *Engine) Orders(id chunk.ServerID, limit int) []*pb.CopyOrder {
 	return orders
 }
 
-// due returns the shards to be ordered from a server, the oldest first, so that it has at most so many to make.
+// due returns the shards to be ordered from a server, the oldest first, so that it has at most so many to make, and bytes of them.
 func (e *Engine) due(id chunk.ServerID, limit int, now time.Time) []due {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var list []due
+	var bytes uint64
 	for _, j := range e.jobs {
 		if j.err != nil {
 			continue
@@ -68,13 +69,19 @@ func (e *Engine) due(id chunk.ServerID, limit int, now time.Time) []due {
 			case s.server != id || !s.waiting() || now.Before(s.after):
 			case now.Sub(s.ordered) < orderAgain:
 				limit--
+				bytes += j.layout.ShardLength(j.length)
 			default:
 				list = append(list, due{j, i})
 			}
 		}
 	}
 	slices.SortFunc(list, func(a, b due) int { return a.j.began.Compare(b.j.began) })
-	return list[:max(0, min(limit, len(list)))]
+	n := 0
+	for n < min(limit, len(list)) && bytes < bytesServer {
+		bytes += list[n].j.layout.ShardLength(list[n].j.length)
+		n++
+	}
+	return list[:n]
 }
 
 func (e *Engine) ordered(d due) {

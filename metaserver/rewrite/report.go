@@ -55,7 +55,7 @@ func (e *Engine) Stats() Stats {
 			s.FilesLeft += f.left
 		}
 	}
-	switch work := s.Running > 0 || s.Files > 0 || s.Reclaimable > 0; {
+	switch work := s.Files > 0 || s.Reclaimable > e.cfg.MinGain; {
 	case work && e.busy != "":
 		s.HeldBack = e.busy
 	case work && e.blocked != "":

@@ -31,6 +31,7 @@ const (
 	jobsAtOnce   = 16
 	bytesAtOnce  = 512 << 20        // of new chunks that are being made
 	perServer    = 8                // shards that one server is making
+	bytesServer  = 256 << 20        // of these, bytes; one more is ordered while there are fewer
 	orderAgain   = 10 * time.Second // when an order that was not answered is given again
 	shardTries   = 3                // before a shard that a server cannot make counts as failed
 	shardPause   = 2 * time.Second  // before a server is asked again for one that it could not make
@@ -105,7 +106,6 @@ type Engine struct {
 	cfg     Config
 	cluster Cluster
 	log     *slog.Logger
-	wake    chan struct{} // 1: there is something to do
 	room    *semaphore.Weighted
 
 	look look // Run's alone
@@ -122,15 +122,8 @@ type Engine struct {
 func New(cluster Cluster, cfg Config) *Engine {
 	cfg.setDefaults()
 	return &Engine{
-		cfg: cfg, cluster: cluster, log: cfg.Logger, wake: make(chan struct{}, 1), room: semaphore.NewWeighted(bytesAtOnce),
+		cfg: cfg, cluster: cluster, log: cfg.Logger, room: semaphore.NewWeighted(bytesAtOnce),
 		jobs: map[chunk.ID]*job{}, files: files{byInode: map[uint64]*file{}},
-	}
-}
-
-func (e *Engine) poke() {
-	select {
-	case e.wake <- struct{}{}:
-	default:
 	}
 }
 
@@ -142,7 +135,6 @@ func (e *Engine) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-t.C:
-		case <-e.wake:
 		case <-ctx.Done():
 			return nil
 		}

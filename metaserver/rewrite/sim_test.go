@@ -32,7 +32,7 @@ var eager = Config{MinGain: 1, Rest: time.Second, Patience: time.Second}
 // TestSpaceIsGivenBack: clients overwrite, cut and delete at random while servers fail now and then; at any moment every file
 // reads as it should, and when all is quiet little garbage is left, in the state and on the servers.
 func TestSpaceIsGivenBack(t *testing.T) {
-	seeds := uint64(4)
+	seeds := uint64(8)
 	if os.Getenv("SHOAL_LONG") != "" {
 		seeds = 40
 	}
@@ -366,6 +366,41 @@ func TestNewLeaderDrops(t *testing.T) {
 			time.Sleep(time.Minute)
 			w.check()
 			w.tidy()
+		})
+	})
+}
+
+// TestSourceGone: a job that loses one of its sources is given up, and what is left is rewritten without it.
+func TestSourceGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 7, eager)
+		w.paused = true
+		w.run(func() {
+			f, g := w.create(), w.create()
+			for at := uint64(0); at < 8; at++ { // each in a chunk of its own
+				w.write(f, at*100000, 200000, ec42)
+				w.expire()
+				w.write(g, at*100000, 200000, copies3)
+				w.expire()
+			}
+			w.truncate(f, 150000)
+			w.truncate(g, 150000)
+			time.Sleep(30 * time.Second)
+			if s := w.e.Stats(); s.Running == 0 {
+				t.Errorf("%+v", s)
+			}
+			w.do(&pb.Op{Op: &pb.Op_SetAttr{SetAttr: &pb.SetAttr{Inode: f, Size: new(uint64(0))}}})
+			w.files[f] = nil
+			time.Sleep(30 * time.Second) // its chunks are gone from the servers, too
+			w.mu.Lock()
+			w.paused = false
+			w.mu.Unlock()
+			time.Sleep(10 * time.Minute)
+			w.check()
+			w.tidy()
+			if s := w.e.Stats(); s.Failed == 0 || s.Done == 0 || s.Reclaimable > 0 {
+				t.Errorf("%+v", s)
+			}
 		})
 	})
 }
