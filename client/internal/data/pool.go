@@ -79,14 +79,14 @@ func (w *writer) poolFor(fr *frame) *pool {
 func (p *pool) share(n int) *openChunk {
 	var best, fullest *openChunk
 	for _, c := range p.shared {
-		if c.fits(n) && (best == nil || c.busyness() < best.busyness()) {
+		if c.fits(n) && (best == nil || c.queued() < best.queued()) {
 			best = c
 		}
 		if fullest == nil || c.length > fullest.length {
 			fullest = c
 		}
 	}
-	if best != nil && (best.busyness() < sharedBusy || len(p.shared) >= maxShared) {
+	if best != nil && (best.queued() < sharedBusy || len(p.shared) >= maxShared) {
 		return best
 	}
 	if best == nil && len(p.shared) >= maxShared {
@@ -97,14 +97,6 @@ func (p *pool) share(n int) *openChunk {
 		return c
 	}
 	return best
-}
-
-// busyness is how many bytes are under way, and more if frames have to wait for the targets' disks though nobody waits for these.
-func (c *openChunk) busyness() uint64 {
-	if c.bringing() {
-		return sharedBusy + c.queued()
-	}
-	return c.queued()
 }
 
 // takeOwn returns a chunk for one file alone: a shared one that nothing is under way to, so that chunks get filled, or a

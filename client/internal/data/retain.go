@@ -19,7 +19,6 @@ type retained struct {
 	frames []*frame
 	size   int64
 	since  time.Time // when there was one, or when it was last asked that they be brought to disk
-	asked  uint64    // what was asked for then: up to there
 }
 
 // retain keeps a frame that has settled until it is durable.
@@ -70,13 +69,10 @@ func (k *retained) filter(c *openChunk) {
 func (c *openChunk) bring() {
 	k := &c.kept
 	if len(k.frames) > 0 && k.frames[0].end() > c.syncEnd {
-		k.since, k.asked = time.Now(), k.frames[len(k.frames)-1].end()
-		c.syncTo(k.asked)
+		k.since = time.Now()
+		c.syncTo(k.frames[len(k.frames)-1].end())
 	}
 }
-
-// bringing tells whether that is under way: targets that are at it take no frames.
-func (c *openChunk) bringing() bool { return c.kept.asked > c.firm && !c.lost }
 
 // bringOld does so for what has been in memory for long.
 func (w *writer) bringOld(now time.Time) {
