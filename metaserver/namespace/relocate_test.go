@@ -138,6 +138,10 @@ func TestRelocateMovesWhatIsStillThere(t *testing.T) {
 	before := w.attr(f)
 	op := &pb.Relocate{Inode: f, Blocks: []uint64{0, 7}, Chunks: []*pb.ChunkCommit{{Chunk: 2, Length: 500, Servers: servers}},
 		Ranges: []*pb.RelocatedRange{{Chunk: 1, From: 1050, To: 1100, Target: 2, At: 300}, {Chunk: 1, From: 900, To: 1030, Target: 2, At: 7}}}
+	if touch := Touched(w.s, opRelocate(op)); !slices.Equal(touch.Inodes, []uint64{f}) || touch.Victim != 0 {
+		t.Errorf("what others know of is to be revoked: %+v", touch)
+	}
+	w.s.settle(w)
 	if res := w.want(0, w.do(root, opRelocate(op))); res.Bytes != 30+40 {
 		t.Errorf("moved %d bytes", res.Bytes)
 	}

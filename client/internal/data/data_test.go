@@ -202,7 +202,7 @@ func TestRoundTrip(t *testing.T) {
 						if inline := size <= 4096; inline != (s.frames == 0) {
 							t.Errorf("server %d got %d frames", s.id, s.frames)
 						}
-						if size > 4096 && durable != (s.syncs > 0) {
+						if size > 4096 && size < maxRetained && durable != (s.syncs > 0) {
 							t.Errorf("server %d was asked %d times for its disk", s.id, s.syncs)
 						}
 					})

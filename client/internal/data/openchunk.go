@@ -52,6 +52,7 @@ type openChunk struct {
 	unsure    bool // it is not known what extents there are of it
 	sealed    bool // metadata was told, or need not be
 	syncEnd   uint64
+	wanted    uint64 // so much of syncEnd somebody waits for
 	made      time.Time
 	used      time.Time
 	changed   chan struct{}
@@ -148,7 +149,7 @@ func (c *openChunk) place(fr *frame) {
 	c.held[fr] = struct{}{}
 	c.used = now
 	if fr.sync {
-		c.syncEnd = max(c.syncEnd, fr.end())
+		c.syncEnd, c.wanted = max(c.syncEnd, fr.end()), fr.end()
 	}
 	for _, t := range c.targets {
 		t.start()
@@ -159,8 +160,13 @@ func (c *openChunk) place(fr *frame) {
 	}
 }
 
-// sync has all bytes below end brought to the targets' disks.
+// sync has all bytes below end brought to the targets' disks, for which somebody waits.
 func (c *openChunk) sync(end uint64) {
+	c.wanted = max(c.wanted, end)
+	c.syncTo(end)
+}
+
+func (c *openChunk) syncTo(end uint64) {
 	if end <= c.syncEnd {
 		return
 	}

@@ -8,9 +8,10 @@ import (
 	"github.com/shoalfs/shoalfs/internal/chunk"
 )
 
-// maxRetained is how many bytes of a chunk are kept in memory before they are brought to its targets' disks. Less memory is
-// shared by four chunks.
-const maxRetained = 32 << 20
+// maxRetained is how many bytes of a chunk are kept in memory before they are brought to its targets' disks. One sync follows the
+// other, so that more of them, of less each, cost a sequential writer less than few of much: 1 GiB on one disk took 4.3 s of wall
+// and 2.9 s of CPU time with 4 MiB, 7.8 s and 5.4 s with 32 MiB, 3.5 s and 2.6 s without any. Less memory is shared by four chunks.
+const maxRetained = 4 << 20
 
 // retained is the frames of a chunk that enough targets have received, but have perhaps not on disk, in chunk order. They stay in
 // memory, committed or not: should the targets lose power, they are sent again.
@@ -69,7 +70,7 @@ func (c *openChunk) bring() {
 	k := &c.kept
 	if len(k.frames) > 0 && k.frames[0].end() > c.syncEnd {
 		k.since = time.Now()
-		c.sync(k.frames[len(k.frames)-1].end())
+		c.syncTo(k.frames[len(k.frames)-1].end())
 	}
 }
 

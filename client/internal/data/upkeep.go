@@ -125,9 +125,12 @@ func (w *writer) dropStalled(now time.Time) {
 		live, _, _ := c.holders()
 		for _, t := range c.targets {
 			limit := w.s.cfg.StallTimeout
-			if t.syncing() {
+			switch {
+			case t.syncing() && (live <= c.minimum || c.closing || c.wanted > t.durable):
 				limit *= syncPatience
-			} else if live <= c.minimum {
+			case t.syncing():
+				limit *= bringPatience
+			case live <= c.minimum:
 				limit *= lastPatience
 			}
 			if d := t.stalled(now); d > limit {

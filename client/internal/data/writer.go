@@ -15,9 +15,11 @@ const (
 	maxExclusive   = 64      // open chunks that one file has to itself
 	exclusiveAfter = 1 << 20 // bytes after which a file takes a chunk to itself
 	maxFullTries   = 4       // chunks with full disks before a frame is given up with ENOSPC
-	// A target that waits for its disk, and one without which too few would be left, get so many times more patience.
-	syncPatience = 10
-	lastPatience = 5
+	// A target that waits for its disk, and one without which too few would be left, get so many times more patience; less where
+	// nobody waits for the disk, but frames may wait behind it, and the target is one too many.
+	syncPatience  = 10
+	bringPatience = 3
+	lastPatience  = 5
 )
 
 // writer places frames in chunks and sees to it that enough servers hold them. All of its state, that of chunks, targets
