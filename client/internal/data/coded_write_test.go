@@ -231,15 +231,20 @@ func TestReadersOfCode(t *testing.T) {
 	x.servers[2].set(func(s *fakeServer) { s.down = true })
 	f := x.file()
 	mustWrite(t, f, pattern(50_000, 1), 0)
-	mustCommit(t, f, false)
-	c, w := onlyChunk(t, x.store.writer, f.inode), x.store.writer
-	eventually(t, "the server that is down is given up", func() bool {
+	f.flush()
+	w := x.store.writer
+	var c *openChunk
+	eventually(t, "the server that is down is given up, the others have all", func() bool {
+		f.mu.Lock()
+		fr := f.gens[0].frames[0]
+		f.mu.Unlock()
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return c.live() == 5
+		c = fr.chunk
+		return fr.settled && c.live() == 5
 	})
 	w.mu.Lock()
-	readers := c.readers(c.committed)
+	readers := c.readers(c.length)
 	w.mu.Unlock()
 	for shard, target := range x.meta.chunks[c.id].targets {
 		if down := target == 3; (readers[shard] == 0) != down || !down && uint32(readers[shard]) != target {

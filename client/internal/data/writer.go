@@ -19,6 +19,7 @@ const (
 	// A target that waits for its disk, and one without which too few would be left, get so many times more patience.
 	syncPatience = 10
 	lastPatience = 5
+	maxPatience  = 3 // how often patience doubles while no frame settles
 )
 
 // writer places frames in chunks and sees to it that enough servers hold them. All of its state, that of chunks, targets
