@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ import (
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue { // the model test waits for timeouts again and again
-		if err := f.Value.Set("20"); err != nil {
+		if err := f.Value.Set(strconv.Itoa(20 / min(patience, 2))); err != nil {
 			panic(err)
 		}
 	}
