@@ -55,6 +55,7 @@ type leader struct {
 	checks    map[chunk.ServerID][]uint64
 	scrubs    map[chunk.ServerID]*pb.ScrubProgress
 	scrubPass uint64
+	audits    map[chunk.ServerID]*auditing
 }
 
 // follow starts and stops the duties of the leader with the leadership, until ctx ends.
@@ -96,6 +97,7 @@ func (s *Server) promote(ctx context.Context) *leader {
 		table: lease.New(lease.Config{Lease: s.cfg.LeaseTTL, Margin: s.cfg.LeaseMargin, Session: s.cfg.SessionTTL}),
 		live:  liveness.New(liveness.Config{SuspectAfter: s.cfg.SuspectAfter, DeadAfter: s.cfg.DeadAfter}),
 		beats: map[chunk.ServerID]*heartbeats{}, checks: map[chunk.ServerID][]uint64{}, scrubs: map[chunk.ServerID]*pb.ScrubProgress{},
+		audits: map[chunk.ServerID]*auditing{},
 	}
 	l.repair = repair.New(repairCluster{l}, repair.Config{Logger: s.log})
 	l.rewrite = rewrite.New(rewriteCluster{repairCluster{l}}, s.rewriteConfig())

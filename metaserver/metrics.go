@@ -116,6 +116,8 @@ func opName(op *pb.Op) string {
 		return "remove_xattr"
 	case *pb.Op_Commit:
 		return "commit"
+	case *pb.Op_Relocate:
+		return "relocate"
 	case *pb.Op_AllocChunks:
 		return "alloc_chunks"
 	case *pb.Op_SealChunks:
@@ -160,6 +162,12 @@ var (
 	descRewritten   = desc("rewritten_bytes_total", "Bytes of files written anew in this leadership, one copy counted.")
 	descRewrites    = desc("rewrites_total", "Chunks that were to be made out of others in this leadership, by outcome.", "outcome")
 	descConverting  = desc("converting_bytes", "Bytes of files that are being converted to their policies.")
+	descSafety      = desc("chunks_redundancy", "Sealed chunks by how many of their shards are left: full, degraded, endangered (one more loss makes them unreadable), unreadable.", "redundancy")
+	descMoving      = desc("repair_moves", "Shards that are being made anew or moved.")
+	descRepairLeft  = desc("repair_left_bytes", "Bytes to be copied until every chunk has all its shards and drained servers are empty.")
+	descRepaired    = desc("repaired_shards_total", "Shards that were made anew or moved in this leadership, by outcome.", "outcome")
+	descRepairBytes = desc("repaired_bytes_total", "Bytes of these.")
+	descHeldBack    = desc("repair_held_back", "1: repair waits, the status says for what.")
 	descServers     = desc("chunkservers", "Chunk servers by state.", "state")
 	descCapacity    = desc("capacity_bytes", "Raw space of chunk servers that are not dead, a file system that they share counted once.")
 	descFree        = desc("free_bytes", "Free raw space of chunk servers that are not dead, a file system that they share counted once.")
@@ -174,7 +182,7 @@ func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descLeads, descApplied, descDurable, descBuffered, descBytes, descFile, descFlushes,
 		descFlushed, descFlushTime, descWaitTime, descInodes, descChunks, descFileBytes, descDeletions, descSessions,
 		descConnected, descLeases, descRevocations, descLeaseWaits, descLapses, descGarbage, descReclaimable,
-		descRewriting, descRewritten, descRewrites, descConverting, descServers, descCapacity, descFree} {
+		descRewriting, descRewritten, descRewrites, descConverting, descSafety, descMoving, descRepairLeft, descRepaired, descRepairBytes, descHeldBack, descServers, descCapacity, descFree} {
 		ch <- d
 	}
 }
@@ -226,6 +234,18 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descRewritten, float64(rs.Moved))
 	counter(descRewrites, float64(rs.Done), "done")
 	counter(descRewrites, float64(rs.Failed), "failed")
+	red, repaired := l.repair.Report(), l.repair.Stats()
+	if red.Known {
+		for state, n := range map[string]uint64{"full": red.Full, "degraded": red.Degraded, "endangered": red.Endangered, "unreadable": red.Unreadable} {
+			gauge(descSafety, float64(n), state)
+		}
+	}
+	gauge(descMoving, float64(repaired.Moving))
+	gauge(descRepairLeft, float64(red.BytesLeft))
+	counter(descRepaired, float64(repaired.Done), "done")
+	counter(descRepaired, float64(repaired.Failed), "failed")
+	counter(descRepairBytes, float64(repaired.Bytes))
+	gauge(descHeldBack, float64(min(len(red.HeldBack), 1)))
 	servers := l.live.Servers()
 	states := map[pb.ServerState]int{}
 	for _, info := range servers {

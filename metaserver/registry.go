@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"maps"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -26,9 +25,6 @@ const (
 	maxFinished    = 4096             // chunks in one FinishDeletions
 	deletionsAgain = 10 * time.Second // when a chunk server is told again what it did not answer
 	inventoryEvery = time.Hour
-	recheckAfter   = 30 * time.Second // an inventory that lacks copies is taken again
-	maxPage        = 256 << 10        // reports in one message
-	chunksPerView  = 4096             // looked at in one View, which holds commands up
 )
 
 // registryService answers chunk servers.
@@ -79,9 +75,10 @@ type heartbeats struct {
 	ordered   map[chunk.ID]struct{} // to be deleted, as told and not answered yet
 	orderedAt time.Time
 	inventory *inventory
-	wanted    time.Time // when an inventory was last asked for, or sent unasked after connecting
-	orphans   []chunk.ID
+	wanted    time.Time  // when an inventory was last asked for, or sent unasked after connecting
+	orphans   []chunk.ID // to be deleted, those that were not ordered to be yet
 	orphansAt time.Time
+	stray     []chunk.ID            // orphans by the inventory before, sorted
 	unproven  map[chunk.ID]struct{} // missing by the inventory before
 }
 
@@ -204,7 +201,7 @@ func (h *heartbeats) tell() error {
 	l.mu.Lock()
 	reply.ScrubPass = l.scrubPass
 	l.mu.Unlock()
-	if time.Since(h.wanted) > inventoryEvery {
+	if l.auditWants(h.id) || time.Since(h.wanted) > inventoryEvery {
 		reply.WantInventory = true
 		h.wanted = time.Now()
 	}
@@ -266,148 +263,4 @@ func (h *heartbeats) order(now time.Time) []uint64 {
 	}
 	slices.Sort(ids)
 	return ids
-}
-
-// isOrphan tells whether a server has something under a stored id that it should not: of a chunk that was given out once and
-// is no more, or a shard that the record of a sealed chunk does not place there. What is still being written is never an
-// orphan.
-func isOrphan(r kv.Reader, server chunk.ServerID, stored chunk.ID) bool {
-	if stored.Chunk() >= namespace.NextChunk(r) {
-		return false
-	}
-	c, ok := namespace.Chunk(r, stored.Chunk())
-	return !ok || c.Owner == 0 && !c.BelongsOn(server, stored)
-}
-
-// inventory is a listing of a server's chunks that is being received.
-type inventory struct {
-	reports int                 // taken so far
-	good    map[chunk.ID]uint32 // length of each shard that the server does not call bad
-	bad     []chunk.ID
-	foreign uint64
-	first   chunk.ID // of the foreign ones
-	orphans []chunk.ID
-}
-
-const maxInventory = 32 << 20 // chunks of one server
-
-// take takes a page of an inventory, and judges it when it is complete.
-func (h *heartbeats) take(req *pb.HeartbeatRequest) error {
-	if len(req.Inventory) == 0 && !req.InventoryEnd {
-		return nil
-	}
-	if len(req.Inventory) > maxPage {
-		return status.Errorf(codes.InvalidArgument, "an inventory page of %d chunks, at most %d", len(req.Inventory), maxPage)
-	}
-	if h.inventory == nil {
-		h.inventory = &inventory{good: map[chunk.ID]uint32{}}
-	}
-	if h.inventory.reports += len(req.Inventory); h.inventory.reports > maxInventory {
-		return status.Errorf(codes.InvalidArgument, "an inventory of more than %d chunks", maxInventory)
-	}
-	// The state must be newer than the page: a chunk is in it before any server can have it.
-	if err := h.l.s.node.ReadIndex(h.l.ctx); err != nil {
-		return err
-	}
-	for part := range slices.Chunk(req.Inventory, chunksPerView) {
-		if err := h.l.s.db.View(func(r kv.Reader) error { h.inventory.page(r, h.id, part); return nil }); err != nil {
-			return err
-		}
-	}
-	if req.InventoryEnd {
-		return h.judge()
-	}
-	return nil
-}
-
-func (inv *inventory) page(r kv.Reader, server chunk.ServerID, reports []*pb.ChunkReport) {
-	next := namespace.NextChunk(r)
-	for _, c := range reports {
-		id := chunk.ID(c.Id)
-		switch {
-		case id.Chunk() >= next || id.Chunk() == 0:
-			if inv.foreign == 0 {
-				inv.first = id
-			}
-			inv.foreign++
-		case isOrphan(r, server, id):
-			inv.orphans = append(inv.orphans, id)
-		case c.Bad:
-			inv.bad = append(inv.bad, id)
-		default:
-			inv.good[id] = uint32(min(c.Length, math.MaxUint32))
-		}
-	}
-}
-
-// judge compares a complete inventory with the state. A copy counts as missing when two inventories in a row lack it: the
-// first may have been listed before the chunk was written.
-func (h *heartbeats) judge() error {
-	inv := h.inventory
-	h.inventory = nil
-	missing, err := h.missing(inv)
-	if err != nil {
-		return err
-	}
-	var proven []chunk.ID
-	for id := range missing {
-		if _, twice := h.unproven[id]; twice {
-			proven = append(proven, id)
-		}
-	}
-	if len(missing) > len(proven) {
-		again := recheckAfter
-		if h.unproven == nil {
-			again = 0
-		}
-		h.wanted = time.Now().Add(again - inventoryEvery)
-	}
-	h.unproven = missing
-	h.orphans, h.orphansAt = inv.orphans, time.Now()
-	h.l.live.SetInventory(h.id, liveInventory(inv))
-	h.report(inv, proven)
-	slices.Sort(proven)
-	return h.l.lost(h.id, slices.Concat(inv.bad, proven))
-}
-
-// missing lists the copies that the state names and the inventory lacks, or has too short.
-func (h *heartbeats) missing(inv *inventory) (map[chunk.ID]struct{}, error) {
-	out := map[chunk.ID]struct{}{}
-	for from, more := chunk.ID(0), true; more; {
-		seen := 0
-		more = false
-		if err := h.l.s.db.View(func(r kv.Reader) error {
-			namespace.CopiesFrom(r, h.id, from, func(id chunk.ID) bool {
-				if seen++; seen > chunksPerView {
-					from, more = id, true
-					return false
-				}
-				length, listed := inv.good[id]
-				c, ok := namespace.Chunk(r, id.Chunk())
-				if !ok {
-					return true
-				}
-				shard := c.ShardOn(h.id)
-				if shard >= 0 && c.Holds(shard) && c.Stored(shard) == id && (!listed || uint64(length) < c.Layout.ShardLength(c.Length)) {
-					out[id] = struct{}{}
-				}
-				return true
-			})
-			return nil
-		}); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
-func (h *heartbeats) report(inv *inventory, missing []chunk.ID) {
-	log := h.l.log.With("server", h.id)
-	log.Info("took a chunk server's inventory", "chunks", len(inv.good), "orphans", len(inv.orphans), "bad", len(inv.bad), "missing", len(missing), "foreign", inv.foreign)
-	if len(missing) > 0 {
-		log.Error("a chunk server lacks shards of chunks, or has them too short; they are made anew", "count", len(missing), "example", missing[0])
-	}
-	if inv.foreign > 0 {
-		log.Error("a chunk server holds chunks that this cluster never gave out; they are left alone. Was the metadata restored from an old copy?", "count", inv.foreign, "example", inv.first)
-	}
 }

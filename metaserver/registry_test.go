@@ -32,8 +32,11 @@ type fakeServer struct {
 	mu    sync.Mutex
 	holds map[uint64]uint64
 	gone  []uint64 // deleted as told, ever
-	pause bool
-	full  bool // its disk is
+	bad   []uint64 // of what it holds
+	// stubborn: it deletes nothing, but says so; mute: it lists nothing.
+	stubborn, mute bool
+	pause          bool
+	full           bool // its disk is
 }
 
 func chunkServers(t *testing.T, s *running, n int) []*fakeServer {
@@ -109,13 +112,15 @@ func (f *fakeServer) run(ctx context.Context, interval time.Duration) {
 		req = &pb.HeartbeatRequest{}
 		f.mu.Lock()
 		for _, id := range reply.Delete {
-			delete(f.holds, id)
+			if !f.stubborn {
+				delete(f.holds, id)
+			}
 			f.gone = append(f.gone, id)
 		}
 		req.Deleted = reply.Delete
-		if reply.WantInventory || first {
+		if (reply.WantInventory || first) && !f.mute {
 			for id, length := range f.holds {
-				req.Inventory = append(req.Inventory, &pb.ChunkReport{Id: id, Length: length})
+				req.Inventory = append(req.Inventory, &pb.ChunkReport{Id: id, Length: length, Bad: slices.Contains(f.bad, id)})
 			}
 			req.InventoryEnd = true
 		}

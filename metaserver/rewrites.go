@@ -86,7 +86,7 @@ func (s *Server) applyPolicy(ctx context.Context, req *pb.ApplyPolicyRequest) (*
 		return nil, err
 	}
 	out := &pb.ApplyPolicyReply{Files: make([]*pb.AppliedPolicy, len(req.Inodes))}
-	var allowed []uint64
+	var allowed []rewrite.Wish
 	if err := s.db.ViewContext(ctx, func(r kv.Reader) error {
 		for i, inode := range req.Inodes {
 			a, err := namespace.GetAttr(r, inode)
@@ -97,7 +97,7 @@ func (s *Server) applyPolicy(ctx context.Context, req *pb.ApplyPolicyRequest) (*
 			case req.Cred.GetUid() != 0 && req.Cred.GetUid() != a.Uid:
 				out.Files[i].Errno = uint32(syscall.EPERM)
 			default:
-				allowed = append(allowed, inode)
+				allowed = append(allowed, rewrite.Wish{Inode: inode, Policy: chunk.LayoutOf(a.Layout)})
 			}
 		}
 		return nil

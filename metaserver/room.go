@@ -110,6 +110,8 @@ func tolerates(op *pb.Op) shortage {
 		return critical // these shrink it
 	case *pb.Op_Rename, *pb.Op_SetAttr, *pb.Op_OpenSession, *pb.Op_SetLayout:
 		return low
+	case *pb.Op_Relocate: // the data was written while there was room
+		return low
 	case *pb.Op_Commit:
 		if len(op.Commit.Chunks) > 0 { // the data was written while there was room
 			return low

@@ -7,6 +7,7 @@ import (
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/fserr"
 	"github.com/shoalfs/shoalfs/internal/posix"
+	"github.com/shoalfs/shoalfs/metaserver/namespace"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -74,6 +75,11 @@ func validateOp(op *pb.Op) error {
 		if n := len(op.AllocChunks.Avoid); n > maxAvoid {
 			return fserr.New(syscall.EINVAL, "%d servers to avoid, at most %d", n, maxAvoid)
 		}
+	case *pb.Op_Relocate:
+		if r, b := len(op.Relocate.Ranges), len(op.Relocate.Blocks); r > namespace.MaxRelocateRanges || b > namespace.MaxRelocateBlocks {
+			return fserr.New(syscall.EINVAL, "%d ranges and %d blocks to relocate, at most %d and %d", r, b, namespace.MaxRelocateRanges, namespace.MaxRelocateBlocks)
+		}
+		return validateChunks(op.Relocate.Chunks)
 	case *pb.Op_SealChunks:
 		return validateChunks(op.SealChunks.Chunks)
 	case *pb.Op_ReleaseInodes:

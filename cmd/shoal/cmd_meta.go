@@ -19,6 +19,7 @@ type metaOptions struct {
 	id                             uint64
 	listen, advertise, data, peers string
 	repair                         rate
+	silence                        silence
 	web                            webFlags
 }
 
@@ -41,6 +42,7 @@ It writes "ready" to standard output when it serves.`,
 	f.StringVar(&o.data, "data", "", "directory of its data")
 	f.StringVar(&o.peers, "peers", "", "all metaservers of a new cluster, ID=HOST:PORT,…, this one among them")
 	o.repair.add(cmd, repairRate)
+	o.silence.add(cmd)
 	o.web.add(cmd, "")
 	return cmd
 }
@@ -70,7 +72,10 @@ func (c *cli) meta(cmd *cobra.Command, o metaOptions) error {
 }
 
 func (o metaOptions) config() (metaserver.Config, error) {
-	cfg := metaserver.Config{ID: o.id, Listen: o.listen, Advertise: o.advertise, Dir: o.data, RepairRate: o.repair.bytes}
+	if err := o.silence.check(); err != nil {
+		return metaserver.Config{}, err
+	}
+	cfg := metaserver.Config{ID: o.id, Listen: o.listen, Advertise: o.advertise, Dir: o.data, RepairRate: o.repair.bytes, SuspectAfter: o.silence.suspect, DeadAfter: o.silence.dead}
 	switch {
 	case o.id == 0:
 		return cfg, usagef("--id is missing: the number of this metaserver, from 1")

@@ -14,7 +14,7 @@ func newPolicy(c *cli) *cobra.Command {
 		Short: "Show and set how new data is stored",
 		Long: `policy shows and sets how data is stored that is written from now on. Each file and directory has a policy of its own, or
 the cluster's default. What is made in a directory gets the directory's when it is made, and keeps it: what is there already, and what
-is stored already, stays as it is when the policy of its directory changes.
+is stored already, stays as it is when the policy of its directory changes; 'shoal policy apply' changes that too.
 
   replicas=3             three whole copies on three servers: any two of them may be lost
   ec=4+2                 four shards of data and two of parity on six servers: any two may be lost, at half the space
@@ -26,10 +26,10 @@ is stored already, stays as it is when the policy of its directory changes.
 			return nil
 		},
 		RunE: func(*cobra.Command, []string) error {
-			return usagef("a command is missing: policy get PATH, or policy set PATH POLICY")
+			return usagef("a command is missing: policy get PATH, policy set PATH POLICY, or policy apply PATH")
 		},
 	}
-	cmd.AddCommand(newPolicyGet(c), newPolicySet(c))
+	cmd.AddCommand(newPolicyGet(c), newPolicySet(c), newPolicyApply(c))
 	return cmd
 }
 

@@ -21,6 +21,7 @@ type upOptions struct {
 	data, mount, listen       string
 	metaservers, chunkservers int
 	scrub, repair             rate
+	silence                   silence
 	mounting                  mountOptions
 	web                       webFlags
 }
@@ -49,13 +50,17 @@ It writes the address to connect to, and "ready" when the cluster serves and is 
 	f.BoolVar(&o.mounting.allowOther, "allow-other", false, "let all users into the mount")
 	o.scrub.add(cmd, scrubRate)
 	o.repair.add(cmd, repairRate)
+	o.silence.add(cmd)
 	o.web.add(cmd, "127.0.0.1:7480")
 	return cmd
 }
 
 // config leaves out what was not said: a cluster that exists keeps what it has.
 func (o upOptions) config(cmd *cobra.Command) (cluster.Config, error) {
-	cfg := cluster.Config{Dir: o.data, ScrubRate: o.scrub.bytes, RepairRate: o.repair.bytes}
+	cfg := cluster.Config{Dir: o.data, ScrubRate: o.scrub.bytes, RepairRate: o.repair.bytes, SuspectAfter: o.silence.suspect, DeadAfter: o.silence.dead}
+	if err := o.silence.check(); err != nil {
+		return cluster.Config{}, err
+	}
 	f := cmd.Flags()
 	if f.Changed("listen") {
 		if err := checkAddress(o.listen, true); err != nil {

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -45,11 +46,12 @@ type Config struct {
 	Listen string
 	// Prepare is called when the directory is known to be free for this cluster, before anything else in it is touched: the
 	// place to take what else the cluster needs, such as ports. Nil: nothing.
-	Prepare    func() error
-	ScrubRate  int64                 // as chunkserver.Config has it, of each chunk server
-	RepairRate int64                 // as metaserver.Config has it
-	Logger     *slog.Logger          // nil: silent
-	Registerer prometheus.Registerer // nil: no metrics
+	Prepare                 func() error
+	ScrubRate               int64                 // as chunkserver.Config has it, of each chunk server
+	RepairRate              int64                 // as metaserver.Config has it
+	SuspectAfter, DeadAfter time.Duration         // likewise
+	Logger                  *slog.Logger          // nil: silent
+	Registerer              prometheus.Registerer // nil: no metrics
 }
 
 // Cluster is a running one.
@@ -119,8 +121,8 @@ func (c *Cluster) open() error {
 	for i, addr := range st.Metaservers {
 		m, err := metaserver.New(metaserver.Config{
 			ID: uint64(i + 1), Listen: addr, Advertise: addr, Dir: filepath.Join(c.cfg.Dir, partName("meta", i)), Peers: peers,
-			RepairRate: c.cfg.RepairRate,
-			Logger:     c.cfg.Logger.With("part", partName("meta", i)), Registerer: c.registerer(partName("meta", i)),
+			RepairRate: c.cfg.RepairRate, SuspectAfter: c.cfg.SuspectAfter, DeadAfter: c.cfg.DeadAfter,
+			Logger: c.cfg.Logger.With("part", partName("meta", i)), Registerer: c.registerer(partName("meta", i)),
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", partName("meta", i), err)

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copySpare is how much of the disk a copy leaves free beside a quarter of its own size, in bytes: a database that cannot
-// grow stops.
-const copySpare = 64 << 20
+// copySpare is how much of the disk a copy leaves free beside a quarter of its own size, in bytes; of a small disk it is a
+// tenth. A database that cannot grow stops, and before it comes to that the metaserver refuses changes.
+const copySpare = 512 << 20
 
 // Copy is a database as it was at one moment. It can be read for as long as one likes: it has a file of its own, without a
 // name, so that it holds up neither Updates nor flushes, and no page of the database itself. Several may read it at once.
@@ -131,8 +131,9 @@ func room(f *os.File, size int64) error {
 	if unix.Fstatfs(int(f.Fd()), &st) != nil {
 		return nil // writing will tell
 	}
-	free := int64(min(st.Bavail, math.MaxInt64/uint64(st.Bsize))) * st.Bsize
-	if need := size + size/4 + copySpare; free < need {
+	bytes := func(blocks uint64) int64 { return int64(min(blocks, math.MaxInt64/uint64(st.Bsize))) * st.Bsize }
+	free := bytes(st.Bavail)
+	if need := size + size/4 + min(copySpare, bytes(st.Blocks)/10); free < need {
 		return fmt.Errorf("it takes %d MiB beside the database, where %d MiB are free; to leave some for the database itself %d MiB have to be: %w",
 			size>>20, free>>20, need>>20, unix.ENOSPC)
 	}

@@ -164,6 +164,8 @@ func (x *tx) applyClient(op *pb.Op) (*pb.Result, error) {
 		return x.closeSession()
 	case *pb.Op_SetLayout:
 		return x.setLayout(op.SetLayout)
+	case *pb.Op_Relocate:
+		return x.relocate(op.Relocate)
 	}
 	return nil, fserr.New(syscall.EINVAL, "an operation that no session may ask for: %T", op.GetOp())
 }

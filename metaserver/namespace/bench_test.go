@@ -50,6 +50,34 @@ func BenchmarkRandomWrite(b *testing.B) {
 	}
 }
 
+// BenchmarkRepair applies what the leader puts into one command of a repair, 256 fixes: a sum, an index and a lost file by turns.
+func BenchmarkRepair(b *testing.B) {
+	const fixes = 256
+	w := newBench(b)
+	dir := w.mkdir(root, 1, "d", 0o755)
+	files := make([]uint64, 3*fixes)
+	for i := range files {
+		files[i] = w.file(root, dir, fmt.Sprint("file-", i), 0o644)
+	}
+	for i := 0; b.Loop(); i++ {
+		var list []*pb.StateFix
+		for j := range uint64(fixes) {
+			f := files[(uint64(i)*fixes+j)%uint64(len(files))]
+			switch j % 3 {
+			case 0:
+				list = append(list, addFix(pb.StateFix_ALLOCATED, f, 1, 0))
+			case 1:
+				w.s.set(bDegraded, key8(f), present)
+				list = append(list, indexFix(bDegraded, key8(f), 0))
+			case 2:
+				list = append(list, &pb.StateFix{Kind: pb.StateFix_ATTACH, Id: f, Links: 1, Seen: w.attr(f).Version})
+			}
+		}
+		op := opRepair(w.index, 0, list...)
+		w.want(0, w.repair(op))
+	}
+}
+
 func newBench(b *testing.B) *world {
 	w := newWorld(b)
 	w.s.fast = true

@@ -190,12 +190,13 @@ func (x *tx) putChunk(c *changedChunk) error {
 	return nil
 }
 
-// disown completes the sealing of a chunk. What servers have of shards that are not whole is garbage.
+// disown completes the sealing of a chunk. What servers have of shards that are not whole is garbage, unless without it too little
+// would be left: where all of them lost the end of the chunk, what lies before it is there.
 func (x *tx) disown(c *changedChunk) error {
 	x.Delete(bOwned, key16(c.before.Owner, uint64(c.ID)))
 	c.Servers = slices.Clone(c.Servers) // c.before keeps the others
 	for shard, s := range c.Servers {
-		if s != 0 && !c.Holds(shard) {
+		if s != 0 && !c.Holds(shard) && c.Holders() >= c.Layout.Data {
 			x.dropCopy(s, c.Stored(shard))
 			c.Servers[shard] = 0
 		}
@@ -308,6 +309,12 @@ func (x *tx) sealChunks(op *pb.SealChunks) (*pb.Result, error) {
 		c, err := cs.get(chunk.ID(cc.Chunk))
 		if err != nil {
 			return nil, err
+		}
+		if c != nil && cc.Cut && (c.before.Owner == 0 || c.before.Owner == x.session) {
+			if err := c.cut(cc); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		if c == nil || c.before.Owner == 0 { // sealed already: there is nothing to give up
 			continue

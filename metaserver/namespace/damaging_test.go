@@ -180,8 +180,9 @@ func (w *world) inspect() *Inspection {
 	return rep
 }
 
-// heal repairs as the leader does, in pieces of a few fixes, on two replicas, which it compares. It returns what is left.
-func (w *world) heal(piece int) []string {
+// heal repairs as the leader does, in pieces of a few fixes, on two replicas, which it compares. It returns what is left, and
+// how often it had to check before nothing more could be done.
+func (w *world) heal(piece int) (left []string, rounds int) {
 	w.Helper()
 	twin := &world{TB: w.TB, s: w.s.restored(w.TB), index: w.index, clock: w.clock}
 	both := func(op *pb.Op) *pb.Result {
@@ -198,10 +199,11 @@ func (w *world) heal(piece int) []string {
 		return res
 	}
 	rep := w.inspect()
-	for range 10 {
+	for rounds < 10 {
 		if len(rep.Fixes)+len(rep.Ends) == 0 {
 			break
 		}
+		rounds++
 		checked, after := w.index, uint64(0)
 		for part := range slices.Chunk(rep.Fixes, piece) {
 			res := both(&pb.Op{Op: &pb.Op_RepairState{RepairState: &pb.RepairState{Checked: checked, After: after, Fixes: part}}})
@@ -220,7 +222,7 @@ func (w *world) heal(piece int) []string {
 			break
 		}
 	}
-	return rep.Problems
+	return rep.Problems, rounds
 }
 
 // differences are the lines that two texts do not share.
@@ -283,6 +285,15 @@ func (w *sample) deletion(server chunk.ServerID, id chunk.ID) {
 	w.s.set(bDeletion, deletionKey(server, 5, id), present)
 	w.s.set(bDeletionIndex, serverChunkKey(server, id), binary.BigEndian.AppendUint64([]byte{1}, 5))
 	w.s.editCounters(func(c *counters) { c.deletions++ })
+}
+
+// moveInto moves a directory to where it must not be.
+func (w *sample) moveInto(dir, from uint64, name string, to uint64) {
+	w.s.del(bDentry, dentryKey(from, []byte(name)))
+	w.s.editInode(from, func(in *inode) { in.size--; in.nlink-- })
+	w.s.set(bDentry, dentryKey(to, []byte("loop")), encodeDentry(dir, syscall.S_IFDIR))
+	w.s.editInode(to, func(in *inode) { in.size++; in.nlink++ })
+	w.s.editInode(dir, func(in *inode) { in.parent = to })
 }
 
 func (w *sample) hold(num, session uint64) {

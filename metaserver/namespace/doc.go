@@ -14,7 +14,7 @@
 //
 // # Invariants
 //
-// Check verifies them, and says where they do not hold:
+// Check verifies them, and says where they do not hold; RepairState restores those that follow from the rest:
 //
 //   - Every name leads to an inode of the type it says. A directory has one name, in its parent, and is below the root; its
 //     nlink is 2 and one more for each subdirectory, its size the number of its entries. Every other inode has as many names
@@ -24,6 +24,8 @@
 //     Inline data is at most 4096 bytes of a file.
 //   - A chunk's live bytes are those of the extents that refer to it. A chunk with an owner is in the owner's index; one without
 //     owner has live bytes. Its servers, or targets while it has an owner, are in the index of copies, and nothing else is.
+//   - No server has two shards of a chunk, or is to get one while it has another. Shards are on their way to registered servers only,
+//     and only those of sealed chunks. A sealed chunk that lacks shards, or has some on their way, is in the index of degraded ones.
 //   - A copy to be deleted is not one that the chunk's record has.
 //   - A session's results lie within its window.
 //   - The counters are what there is.

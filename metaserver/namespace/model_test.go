@@ -452,7 +452,9 @@ func TestModel(outer *testing.T) {
 			},
 			"rewrite": func(t *rapid.T) { m.startRewrite(t, w) }, "rewrite2": func(t *rapid.T) { m.startRewrite(t, w) },
 			"remap": func(t *rapid.T) { m.finishRewrite(t, w) }, "remap2": func(t *rapid.T) { m.finishRewrite(t, w) },
-			"drop": func(t *rapid.T) { m.dropRewrite(t, w) },
+			"drop":     func(t *rapid.T) { m.dropRewrite(t, w) },
+			"relocate": func(t *rapid.T) { m.relocate(t, w) },
+			"cut":      func(t *rapid.T) { m.cut(t, w) },
 			"retry": func(t *rapid.T) {
 				if w.seq > 0 {
 					first := Result(w.s, w.session, w.seq)
@@ -492,7 +494,14 @@ func randomCommand(t *rapid.T, clock int64) *pb.Command {
 	sequence := num("sequence", 60)
 	cmd := &pb.Command{Version: 1, Time: clock + int64(num("time", 100)) - 50, Session: num("session", 4), Sequence: sequence,
 		Unanswered: sequence - min(sequence, num("unanswered", 20)), Cred: &pb.Cred{Uid: uint32(num("uid", 2)), Gid: uint32(num("gid", 2))}, Op: &pb.Op{}}
-	switch rapid.IntRange(0, 19).Draw(t, "op") {
+	switch rapid.IntRange(0, 21).Draw(t, "op") {
+	case 20, 21:
+		r := &pb.Relocate{Inode: small("inode"), Blocks: []uint64{0, small("block")}, Chunks: chunks()}
+		for range num("ranges", 3) {
+			from := uint32(small("from"))
+			r.Ranges = append(r.Ranges, &pb.RelocatedRange{Chunk: small("chunk"), From: from, To: from + uint32(small("bytes")), Target: small("target"), At: uint32(small("at"))})
+		}
+		cmd.Op = opRelocate(r)
 	case 17, 18, 19:
 		cmd.Session, cmd.Op = 0, randomRewrite(t)
 	case 0, 1, 2:

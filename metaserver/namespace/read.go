@@ -126,7 +126,8 @@ func extents(r kv.Reader, in *inode, offset, length uint64) (*pb.ExtentsReply, e
 // info tells readers where the chunk is. Where too few shards are known to be whole, it names the damaged ones too: checksums
 // keep a reader from taking anything wrong, and what is left of them may be what it needs.
 func (c *ChunkRecord) info() *pb.ChunkInfo {
-	info := &pb.ChunkInfo{Id: uint64(c.ID), Length: c.Length, Servers: make([]uint32, len(c.Servers)), Layout: c.Layout.Proto()}
+	info := &pb.ChunkInfo{Id: uint64(c.ID), Length: c.Length, Servers: make([]uint32, len(c.Servers)), Layout: c.Layout.Proto(),
+		Open: c.Owner != 0 && c.Owner != Rewriter}
 	desperate := c.Holders() < c.Layout.Data
 	for shard, s := range c.Servers {
 		if c.Holds(shard) || desperate {

@@ -53,7 +53,7 @@ func (x *tx) fixIndex(f *pb.StateFix) bool {
 		return x.fixDeletion(k)
 	case bDeletionIndex:
 		v := x.Get(b, k)
-		if v != nil && len(v) == 9 && v[0] == formatVersion && x.Get(bDeletion, deletionOf(k, v)) != nil {
+		if len(v) == 9 && v[0] == formatVersion && x.Get(bDeletion, deletionOf(k, v)) != nil {
 			return false
 		}
 		return x.dropIndex(b, k) // what the server has is found by its inventory

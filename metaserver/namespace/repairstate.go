@@ -126,8 +126,8 @@ func (x *tx) fixInodeSum(f *pb.StateFix) bool {
 	ok := false
 	switch f.Sum {
 	case pb.StateFix_NLINK:
-		// That the last name went meanwhile made it 0, whatever it was.
-		ok = (in.nlink > 0 || f.Seen == 0) && add(&in.nlink, f.Delta)
+		// A directory that was removed meanwhile has 0, whatever it had.
+		ok = (!in.isDir() || in.nlink > 0 || f.Seen == 0) && add(&in.nlink, f.Delta)
 	case pb.StateFix_ENTRIES:
 		ok = in.isDir() && add(&in.size, f.Delta)
 	case pb.StateFix_ALLOCATED:

@@ -42,6 +42,8 @@ func Touched(r kv.Reader, op *pb.Op) Touch {
 		t.add(op.Commit.Inode)
 	case *pb.Op_SetLayout:
 		t.add(op.SetLayout.Inode)
+	case *pb.Op_Relocate:
+		t.add(op.Relocate.Inode)
 	case *pb.Op_RepairState:
 		t.repairs(r, op.RepairState.Fixes)
 	}

@@ -26,6 +26,7 @@ type files struct {
 // file is one of them.
 type file struct {
 	inode uint64
+	want  chunk.Layout // when it was last asked for
 	turn  uint64
 	asked time.Time
 	keep  bool      // though nobody asks any more
@@ -54,26 +55,38 @@ type Conversion struct {
 	Refused     bool   // too many files are being converted: ask again later
 }
 
+// Wish is a file that is to be stored as its policy says.
+type Wish struct {
+	Inode  uint64
+	Policy chunk.Layout // zero: the cluster's default
+}
+
 // Convert has files stored as their policies say, and tells how far that is. It goes on as long as the same is asked again,
-// at least every half minute, or, with keep, until it is done. What is stored so already costs nothing.
-func (e *Engine) Convert(inodes []uint64, keep bool) []Conversion {
+// at least every half minute, or, with keep, until it is done. What is stored so already costs nothing. That a file is done is
+// said once: asked again it is looked at again.
+func (e *Engine) Convert(wishes []Wish, keep bool) []Conversion {
 	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	out := make([]Conversion, len(inodes))
-	for i, inode := range inodes {
-		f := e.files.byInode[inode]
-		if f == nil {
-			if len(e.files.byInode) >= maxFiles {
-				out[i].Refused = true
-				continue
-			}
-			f = &file{inode: inode, turn: e.files.next}
+	out := make([]Conversion, len(wishes))
+	for i, w := range wishes {
+		f := e.files.byInode[w.Inode]
+		switch {
+		case f == nil && len(e.files.byInode) >= maxFiles:
+			out[i].Refused = true
+			continue
+		case f == nil:
+			f = &file{inode: w.Inode, want: w.Policy, turn: e.files.next}
 			e.files.next++
-			e.files.byInode[inode] = f
+			e.files.byInode[w.Inode] = f
+		case f.want != w.Policy: // what is known is of another
+			f.want, f.looked, f.done, f.moved, f.left, f.begun, f.after = w.Policy, false, false, 0, 0, true, time.Time{}
 		}
 		f.asked, f.keep = now, f.keep || keep
 		out[i] = Conversion{Total: f.moved + f.left, Left: f.left, Known: f.looked, Done: f.done, Problem: f.problem}
+		if f.done {
+			delete(e.files.byInode, w.Inode)
+		}
 	}
 	e.poke()
 	return out

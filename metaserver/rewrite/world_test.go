@@ -3,6 +3,7 @@ package rewrite
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -46,6 +47,7 @@ type world struct {
 	changes int
 
 	files map[uint64][]byte // what each should hold; the test's alone
+	names int               // used for files and sessions
 	open  map[chunk.Layout]*openChunk
 }
 
@@ -137,8 +139,8 @@ func (w *world) do(op *pb.Op) *pb.Result {
 }
 
 func (w *world) openSession() {
-	nonce := make([]byte, 16)
-	nonce[0] = byte(w.index)
+	w.names++
+	nonce := fmt.Appendf(nil, "%016d", w.names)
 	w.session, w.seq = w.own(&pb.Op{Op: &pb.Op_OpenSession{OpenSession: &pb.OpenSession{Nonce: nonce}}}).Session, 0
 	w.open = map[chunk.Layout]*openChunk{}
 }
@@ -354,7 +356,8 @@ func shards(l chunk.Layout, data []byte) [][]byte {
 
 // create makes a file.
 func (w *world) create() uint64 {
-	name := []byte(fmt.Sprint(w.index))
+	w.names++
+	name := fmt.Append(nil, w.names)
 	f := w.do(&pb.Op{Op: &pb.Op_MakeNode{MakeNode: &pb.MakeNode{Parent: 1, Name: name, Mode: 0o100644}}}).Attr.Inode
 	w.files[f] = nil
 	return f
@@ -381,10 +384,11 @@ func (w *world) write(f, off uint64, n int, l chunk.Layout) bool {
 		c = &openChunk{AllocatedChunk: res.Chunks[0], layout: l}
 		w.open[l] = c
 	}
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(w.rng.Uint32())
+	b := make([]byte, 0, n+8)
+	for len(b) < n {
+		b = binary.LittleEndian.AppendUint64(b, w.rng.Uint64())
 	}
+	b = b[:n]
 	at := len(c.data)
 	c.data = append(c.data, b...)
 	c.data = append(c.data, make([]byte, l.Padded(len(c.data))-len(c.data))...)
@@ -499,16 +503,4 @@ func (w *world) totals() (length, live uint64, chunks int) {
 		return nil
 	})
 	return length, live, chunks
-}
-
-// held is how many bytes all servers hold.
-func (w *world) held() (n uint64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, s := range w.servers {
-		for _, b := range s.holds {
-			n += uint64(len(b))
-		}
-	}
-	return n
 }

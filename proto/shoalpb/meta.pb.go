@@ -145,7 +145,7 @@ func (x StateFix_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StateFix_Kind.Descriptor instead.
 func (StateFix_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42, 0}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44, 0}
 }
 
 type StateFix_Sum int32
@@ -227,7 +227,7 @@ func (x StateFix_Sum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StateFix_Sum.Descriptor instead.
 func (StateFix_Sum) EnumDescriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42, 1}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44, 1}
 }
 
 type ManageServerRequest struct {
@@ -938,6 +938,7 @@ type Op struct {
 	//	*Op_StartRewrite
 	//	*Op_FinishRewrite
 	//	*Op_DropRewrites
+	//	*Op_Relocate
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1223,6 +1224,15 @@ func (x *Op) GetDropRewrites() *DropRewrites {
 	return nil
 }
 
+func (x *Op) GetRelocate() *Relocate {
+	if x != nil {
+		if x, ok := x.Op.(*Op_Relocate); ok {
+			return x.Relocate
+		}
+	}
+	return nil
+}
+
 type isOp_Op interface {
 	isOp_Op()
 }
@@ -1336,6 +1346,11 @@ type Op_DropRewrites struct {
 	DropRewrites *DropRewrites `protobuf:"bytes,42,opt,name=drop_rewrites,json=dropRewrites,proto3,oneof"`
 }
 
+type Op_Relocate struct {
+	// From clients again:
+	Relocate *Relocate `protobuf:"bytes,50,opt,name=relocate,proto3,oneof"`
+}
+
 func (*Op_MakeNode) isOp_Op() {}
 
 func (*Op_Link) isOp_Op() {}
@@ -1389,6 +1404,8 @@ func (*Op_StartRewrite) isOp_Op() {}
 func (*Op_FinishRewrite) isOp_Op() {}
 
 func (*Op_DropRewrites) isOp_Op() {}
+
+func (*Op_Relocate) isOp_Op() {}
 
 // Command is an entry of the raft log.
 type Command struct {
@@ -1512,7 +1529,7 @@ type Result struct {
 	// that the operation put or took; a directory just made is known to be empty. Set by the leader, never recorded.
 	Leased        bool    `protobuf:"varint,15,opt,name=leased,proto3" json:"leased,omitempty"`
 	Moves         []*Move `protobuf:"bytes,16,rep,name=moves,proto3" json:"moves,omitempty"`  // StartMoves
-	Bytes         uint64  `protobuf:"varint,17,opt,name=bytes,proto3" json:"bytes,omitempty"` // FinishRewrite: of files that were moved into the new chunk by this command
+	Bytes         uint64  `protobuf:"varint,17,opt,name=bytes,proto3" json:"bytes,omitempty"` // FinishRewrite, Relocate: of files that were moved into the new chunks by this command
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2371,11 +2388,14 @@ func (x *Commit) GetKillPrivileges() bool {
 // replace the ones recorded before; when it is as much, they are added; when it is less (a commit of another file came first),
 // they are ignored.
 type ChunkCommit struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Chunk         uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
-	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"` // bytes; a multiple of data * cell where the layout has cells
-	Servers       []uint32               `protobuf:"varint,3,rep,packed,name=servers,proto3" json:"servers,omitempty"`
-	Seal          bool                   `protobuf:"varint,4,opt,name=seal,proto3" json:"seal,omitempty"` // no more will be appended; the session gives the chunk up
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Chunk   uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Length  uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"` // bytes; a multiple of data * cell where the layout has cells
+	Servers []uint32               `protobuf:"varint,3,rep,packed,name=servers,proto3" json:"servers,omitempty"`
+	Seal    bool                   `protobuf:"varint,4,opt,name=seal,proto3" json:"seal,omitempty"` // no more will be appended; the session gives the chunk up
+	// SealChunks only: servers lost what they held from `length` on, nothing refers to it (any more), and the chunk ends there from now
+	// on. The chunk may have been sealed before. One that has more live bytes than that is sealed as it is.
+	Cut           bool `protobuf:"varint,5,opt,name=cut,proto3" json:"cut,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2434,6 +2454,13 @@ func (x *ChunkCommit) GetServers() []uint32 {
 func (x *ChunkCommit) GetSeal() bool {
 	if x != nil {
 		return x.Seal
+	}
+	return false
+}
+
+func (x *ChunkCommit) GetCut() bool {
+	if x != nil {
+		return x.Cut
 	}
 	return false
 }
@@ -3098,6 +3125,154 @@ func (x *SetLayout) GetLayout() *Layout {
 	return nil
 }
 
+// Relocate has extents refer to where their bytes were written again, because too few servers have them where they were written first:
+// of the `blocks` of the inode, those that lie in the source of one of the ranges lie in its target afterwards. What of it was
+// overwritten, cut off or deleted meanwhile refers there no more, and is left alone. The contents of the file stay the same, and so do
+// its attributes. The targets must be in the committed part of chunks of the session, as for a Commit; the sources may be anything.
+type Relocate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Inode         uint64                 `protobuf:"fixed64,1,opt,name=inode,proto3" json:"inode,omitempty"`
+	Ranges        []*RelocatedRange      `protobuf:"bytes,2,rep,name=ranges,proto3" json:"ranges,omitempty"`         // at most 4096, no two sources overlap
+	Blocks        []uint64               `protobuf:"varint,3,rep,packed,name=blocks,proto3" json:"blocks,omitempty"` // numbers, of 64 MiB each; at most 4096
+	Chunks        []*ChunkCommit         `protobuf:"bytes,4,rep,name=chunks,proto3" json:"chunks,omitempty"`         // of the targets
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Relocate) Reset() {
+	*x = Relocate{}
+	mi := &file_shoalpb_meta_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Relocate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Relocate) ProtoMessage() {}
+
+func (x *Relocate) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Relocate.ProtoReflect.Descriptor instead.
+func (*Relocate) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Relocate) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *Relocate) GetRanges() []*RelocatedRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *Relocate) GetBlocks() []uint64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+func (x *Relocate) GetChunks() []*ChunkCommit {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
+}
+
+type RelocatedRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"fixed64,1,opt,name=chunk,proto3" json:"chunk,omitempty"` // the source
+	From          uint32                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`    // bytes [from, to) of it
+	To            uint32                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	Target        uint64                 `protobuf:"fixed64,4,opt,name=target,proto3" json:"target,omitempty"`
+	At            uint32                 `protobuf:"varint,5,opt,name=at,proto3" json:"at,omitempty"` // in the target
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelocatedRange) Reset() {
+	*x = RelocatedRange{}
+	mi := &file_shoalpb_meta_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelocatedRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelocatedRange) ProtoMessage() {}
+
+func (x *RelocatedRange) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelocatedRange.ProtoReflect.Descriptor instead.
+func (*RelocatedRange) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *RelocatedRange) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *RelocatedRange) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *RelocatedRange) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *RelocatedRange) GetTarget() uint64 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *RelocatedRange) GetAt() uint32 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 // Move says that a server is to get a shard of a sealed chunk, made from what other servers hold.
 type Move struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3110,7 +3285,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_shoalpb_meta_proto_msgTypes[35]
+	mi := &file_shoalpb_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3122,7 +3297,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[35]
+	mi := &file_shoalpb_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3135,7 +3310,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{35}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Move) GetChunk() uint64 {
@@ -3170,7 +3345,7 @@ type StartMoves struct {
 
 func (x *StartMoves) Reset() {
 	*x = StartMoves{}
-	mi := &file_shoalpb_meta_proto_msgTypes[36]
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3182,7 +3357,7 @@ func (x *StartMoves) String() string {
 func (*StartMoves) ProtoMessage() {}
 
 func (x *StartMoves) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[36]
+	mi := &file_shoalpb_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3195,7 +3370,7 @@ func (x *StartMoves) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMoves.ProtoReflect.Descriptor instead.
 func (*StartMoves) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{36}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StartMoves) GetMoves() []*Move {
@@ -3217,7 +3392,7 @@ type FinishMoves struct {
 
 func (x *FinishMoves) Reset() {
 	*x = FinishMoves{}
-	mi := &file_shoalpb_meta_proto_msgTypes[37]
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3229,7 +3404,7 @@ func (x *FinishMoves) String() string {
 func (*FinishMoves) ProtoMessage() {}
 
 func (x *FinishMoves) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[37]
+	mi := &file_shoalpb_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3242,7 +3417,7 @@ func (x *FinishMoves) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishMoves.ProtoReflect.Descriptor instead.
 func (*FinishMoves) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{37}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FinishMoves) GetDone() []*Move {
@@ -3272,7 +3447,7 @@ type LoseShards struct {
 
 func (x *LoseShards) Reset() {
 	*x = LoseShards{}
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +3459,7 @@ func (x *LoseShards) String() string {
 func (*LoseShards) ProtoMessage() {}
 
 func (x *LoseShards) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[38]
+	mi := &file_shoalpb_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +3472,7 @@ func (x *LoseShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseShards.ProtoReflect.Descriptor instead.
 func (*LoseShards) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{38}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LoseShards) GetServer() uint32 {
@@ -3332,7 +3507,7 @@ type SetServer struct {
 
 func (x *SetServer) Reset() {
 	*x = SetServer{}
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3344,7 +3519,7 @@ func (x *SetServer) String() string {
 func (*SetServer) ProtoMessage() {}
 
 func (x *SetServer) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[39]
+	mi := &file_shoalpb_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3357,7 +3532,7 @@ func (x *SetServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetServer.ProtoReflect.Descriptor instead.
 func (*SetServer) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{39}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SetServer) GetServer() uint32 {
@@ -3384,7 +3559,7 @@ type RemoveServer struct {
 
 func (x *RemoveServer) Reset() {
 	*x = RemoveServer{}
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3396,7 +3571,7 @@ func (x *RemoveServer) String() string {
 func (*RemoveServer) ProtoMessage() {}
 
 func (x *RemoveServer) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[40]
+	mi := &file_shoalpb_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3409,7 +3584,7 @@ func (x *RemoveServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServer.ProtoReflect.Descriptor instead.
 func (*RemoveServer) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{40}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RemoveServer) GetServer() uint32 {
@@ -3432,7 +3607,7 @@ type RepairState struct {
 
 func (x *RepairState) Reset() {
 	*x = RepairState{}
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3444,7 +3619,7 @@ func (x *RepairState) String() string {
 func (*RepairState) ProtoMessage() {}
 
 func (x *RepairState) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[41]
+	mi := &file_shoalpb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3457,7 +3632,7 @@ func (x *RepairState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairState.ProtoReflect.Descriptor instead.
 func (*RepairState) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{41}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RepairState) GetChecked() uint64 {
@@ -3501,7 +3676,7 @@ type StateFix struct {
 
 func (x *StateFix) Reset() {
 	*x = StateFix{}
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3513,7 +3688,7 @@ func (x *StateFix) String() string {
 func (*StateFix) ProtoMessage() {}
 
 func (x *StateFix) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[42]
+	mi := &file_shoalpb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3526,7 +3701,7 @@ func (x *StateFix) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFix.ProtoReflect.Descriptor instead.
 func (*StateFix) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{42}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StateFix) GetKind() StateFix_Kind {
@@ -3611,7 +3786,7 @@ type StartRewrite struct {
 
 func (x *StartRewrite) Reset() {
 	*x = StartRewrite{}
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3623,7 +3798,7 @@ func (x *StartRewrite) String() string {
 func (*StartRewrite) ProtoMessage() {}
 
 func (x *StartRewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[43]
+	mi := &file_shoalpb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3636,7 +3811,7 @@ func (x *StartRewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRewrite.ProtoReflect.Descriptor instead.
 func (*StartRewrite) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{43}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StartRewrite) GetLayout() *Layout {
@@ -3671,7 +3846,7 @@ type FinishRewrite struct {
 
 func (x *FinishRewrite) Reset() {
 	*x = FinishRewrite{}
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3683,7 +3858,7 @@ func (x *FinishRewrite) String() string {
 func (*FinishRewrite) ProtoMessage() {}
 
 func (x *FinishRewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[44]
+	mi := &file_shoalpb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3696,7 +3871,7 @@ func (x *FinishRewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRewrite.ProtoReflect.Descriptor instead.
 func (*FinishRewrite) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{44}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *FinishRewrite) GetChunk() uint64 {
@@ -3752,7 +3927,7 @@ type RewriteRange struct {
 
 func (x *RewriteRange) Reset() {
 	*x = RewriteRange{}
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3764,7 +3939,7 @@ func (x *RewriteRange) String() string {
 func (*RewriteRange) ProtoMessage() {}
 
 func (x *RewriteRange) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[45]
+	mi := &file_shoalpb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3777,7 +3952,7 @@ func (x *RewriteRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewriteRange.ProtoReflect.Descriptor instead.
 func (*RewriteRange) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{45}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RewriteRange) GetChunk() uint64 {
@@ -3811,7 +3986,7 @@ type FileBlock struct {
 
 func (x *FileBlock) Reset() {
 	*x = FileBlock{}
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +3998,7 @@ func (x *FileBlock) String() string {
 func (*FileBlock) ProtoMessage() {}
 
 func (x *FileBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[46]
+	mi := &file_shoalpb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +4011,7 @@ func (x *FileBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileBlock.ProtoReflect.Descriptor instead.
 func (*FileBlock) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{46}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *FileBlock) GetInode() uint64 {
@@ -3863,7 +4038,7 @@ type DropRewrites struct {
 
 func (x *DropRewrites) Reset() {
 	*x = DropRewrites{}
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3875,7 +4050,7 @@ func (x *DropRewrites) String() string {
 func (*DropRewrites) ProtoMessage() {}
 
 func (x *DropRewrites) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[47]
+	mi := &file_shoalpb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3888,7 +4063,7 @@ func (x *DropRewrites) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropRewrites.ProtoReflect.Descriptor instead.
 func (*DropRewrites) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{47}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DropRewrites) GetChunks() []uint64 {
@@ -3914,7 +4089,7 @@ type SessionPing struct {
 
 func (x *SessionPing) Reset() {
 	*x = SessionPing{}
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3926,7 +4101,7 @@ func (x *SessionPing) String() string {
 func (*SessionPing) ProtoMessage() {}
 
 func (x *SessionPing) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[48]
+	mi := &file_shoalpb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3939,7 +4114,7 @@ func (x *SessionPing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPing.ProtoReflect.Descriptor instead.
 func (*SessionPing) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{48}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SessionPing) GetSession() uint64 {
@@ -3987,7 +4162,7 @@ type RevokeAck struct {
 
 func (x *RevokeAck) Reset() {
 	*x = RevokeAck{}
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3999,7 +4174,7 @@ func (x *RevokeAck) String() string {
 func (*RevokeAck) ProtoMessage() {}
 
 func (x *RevokeAck) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[49]
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4012,7 +4187,7 @@ func (x *RevokeAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAck.ProtoReflect.Descriptor instead.
 func (*RevokeAck) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{49}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RevokeAck) GetRevoke() uint64 {
@@ -4043,7 +4218,7 @@ type SessionPush struct {
 
 func (x *SessionPush) Reset() {
 	*x = SessionPush{}
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4055,7 +4230,7 @@ func (x *SessionPush) String() string {
 func (*SessionPush) ProtoMessage() {}
 
 func (x *SessionPush) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[50]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4068,7 +4243,7 @@ func (x *SessionPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPush.ProtoReflect.Descriptor instead.
 func (*SessionPush) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SessionPush) GetPong() uint64 {
@@ -4123,7 +4298,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4135,7 +4310,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4148,7 +4323,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Revoke) GetId() uint64 {
@@ -4175,7 +4350,7 @@ type ReadContext struct {
 
 func (x *ReadContext) Reset() {
 	*x = ReadContext{}
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4187,7 +4362,7 @@ func (x *ReadContext) String() string {
 func (*ReadContext) ProtoMessage() {}
 
 func (x *ReadContext) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4200,7 +4375,7 @@ func (x *ReadContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContext.ProtoReflect.Descriptor instead.
 func (*ReadContext) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReadContext) GetSession() uint64 {
@@ -4228,7 +4403,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4240,7 +4415,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4253,7 +4428,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *LookupRequest) GetCtx() *ReadContext {
@@ -4290,7 +4465,7 @@ type LookupReply struct {
 
 func (x *LookupReply) Reset() {
 	*x = LookupReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4302,7 +4477,7 @@ func (x *LookupReply) String() string {
 func (*LookupReply) ProtoMessage() {}
 
 func (x *LookupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4315,7 +4490,7 @@ func (x *LookupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupReply.ProtoReflect.Descriptor instead.
 func (*LookupReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *LookupReply) GetAttr() *Attr {
@@ -4363,7 +4538,7 @@ type GetAttrRequest struct {
 
 func (x *GetAttrRequest) Reset() {
 	*x = GetAttrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4375,7 +4550,7 @@ func (x *GetAttrRequest) String() string {
 func (*GetAttrRequest) ProtoMessage() {}
 
 func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4388,7 +4563,7 @@ func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrRequest.ProtoReflect.Descriptor instead.
 func (*GetAttrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetAttrRequest) GetCtx() *ReadContext {
@@ -4416,7 +4591,7 @@ type GetAttrReply struct {
 
 func (x *GetAttrReply) Reset() {
 	*x = GetAttrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4428,7 +4603,7 @@ func (x *GetAttrReply) String() string {
 func (*GetAttrReply) ProtoMessage() {}
 
 func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4441,7 +4616,7 @@ func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrReply.ProtoReflect.Descriptor instead.
 func (*GetAttrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetAttrReply) GetAttr() *Attr {
@@ -4476,7 +4651,7 @@ type OpenRequest struct {
 
 func (x *OpenRequest) Reset() {
 	*x = OpenRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4488,7 +4663,7 @@ func (x *OpenRequest) String() string {
 func (*OpenRequest) ProtoMessage() {}
 
 func (x *OpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4501,7 +4676,7 @@ func (x *OpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
 func (*OpenRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *OpenRequest) GetCtx() *ReadContext {
@@ -4537,7 +4712,7 @@ type ExtentsRequest struct {
 
 func (x *ExtentsRequest) Reset() {
 	*x = ExtentsRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4549,7 +4724,7 @@ func (x *ExtentsRequest) String() string {
 func (*ExtentsRequest) ProtoMessage() {}
 
 func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4562,7 +4737,7 @@ func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsRequest.ProtoReflect.Descriptor instead.
 func (*ExtentsRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExtentsRequest) GetCtx() *ReadContext {
@@ -4608,7 +4783,7 @@ type ExtentsReply struct {
 
 func (x *ExtentsReply) Reset() {
 	*x = ExtentsReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4620,7 +4795,7 @@ func (x *ExtentsReply) String() string {
 func (*ExtentsReply) ProtoMessage() {}
 
 func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4633,7 +4808,7 @@ func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsReply.ProtoReflect.Descriptor instead.
 func (*ExtentsReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ExtentsReply) GetAttr() *Attr {
@@ -4697,7 +4872,7 @@ type ReadDirRequest struct {
 
 func (x *ReadDirRequest) Reset() {
 	*x = ReadDirRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4709,7 +4884,7 @@ func (x *ReadDirRequest) String() string {
 func (*ReadDirRequest) ProtoMessage() {}
 
 func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4722,7 +4897,7 @@ func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirRequest.ProtoReflect.Descriptor instead.
 func (*ReadDirRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ReadDirRequest) GetCtx() *ReadContext {
@@ -4766,7 +4941,7 @@ type ReadDirReply struct {
 
 func (x *ReadDirReply) Reset() {
 	*x = ReadDirReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4778,7 +4953,7 @@ func (x *ReadDirReply) String() string {
 func (*ReadDirReply) ProtoMessage() {}
 
 func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4791,7 +4966,7 @@ func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirReply.ProtoReflect.Descriptor instead.
 func (*ReadDirReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ReadDirReply) GetEntries() []*Dirent {
@@ -4840,7 +5015,7 @@ type Dirent struct {
 
 func (x *Dirent) Reset() {
 	*x = Dirent{}
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4852,7 +5027,7 @@ func (x *Dirent) String() string {
 func (*Dirent) ProtoMessage() {}
 
 func (x *Dirent) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4865,7 +5040,7 @@ func (x *Dirent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dirent.ProtoReflect.Descriptor instead.
 func (*Dirent) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Dirent) GetName() []byte {
@@ -4900,7 +5075,7 @@ type GetXattrRequest struct {
 
 func (x *GetXattrRequest) Reset() {
 	*x = GetXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4912,7 +5087,7 @@ func (x *GetXattrRequest) String() string {
 func (*GetXattrRequest) ProtoMessage() {}
 
 func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4925,7 +5100,7 @@ func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrRequest.ProtoReflect.Descriptor instead.
 func (*GetXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetXattrRequest) GetCtx() *ReadContext {
@@ -4958,7 +5133,7 @@ type GetXattrReply struct {
 
 func (x *GetXattrReply) Reset() {
 	*x = GetXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4970,7 +5145,7 @@ func (x *GetXattrReply) String() string {
 func (*GetXattrReply) ProtoMessage() {}
 
 func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4983,7 +5158,7 @@ func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrReply.ProtoReflect.Descriptor instead.
 func (*GetXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetXattrReply) GetValue() []byte {
@@ -5003,7 +5178,7 @@ type ListXattrRequest struct {
 
 func (x *ListXattrRequest) Reset() {
 	*x = ListXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5015,7 +5190,7 @@ func (x *ListXattrRequest) String() string {
 func (*ListXattrRequest) ProtoMessage() {}
 
 func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5028,7 +5203,7 @@ func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrRequest.ProtoReflect.Descriptor instead.
 func (*ListXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListXattrRequest) GetCtx() *ReadContext {
@@ -5054,7 +5229,7 @@ type ListXattrReply struct {
 
 func (x *ListXattrReply) Reset() {
 	*x = ListXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5066,7 +5241,7 @@ func (x *ListXattrReply) String() string {
 func (*ListXattrReply) ProtoMessage() {}
 
 func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5079,7 +5254,7 @@ func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrReply.ProtoReflect.Descriptor instead.
 func (*ListXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListXattrReply) GetNames() []string {
@@ -5097,7 +5272,7 @@ type StatFSRequest struct {
 
 func (x *StatFSRequest) Reset() {
 	*x = StatFSRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5109,7 +5284,7 @@ func (x *StatFSRequest) String() string {
 func (*StatFSRequest) ProtoMessage() {}
 
 func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5122,7 +5297,7 @@ func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSRequest.ProtoReflect.Descriptor instead.
 func (*StatFSRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
 }
 
 type StatFSReply struct {
@@ -5138,7 +5313,7 @@ type StatFSReply struct {
 
 func (x *StatFSReply) Reset() {
 	*x = StatFSReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5150,7 +5325,7 @@ func (x *StatFSReply) String() string {
 func (*StatFSReply) ProtoMessage() {}
 
 func (x *StatFSReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5163,7 +5338,7 @@ func (x *StatFSReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSReply.ProtoReflect.Descriptor instead.
 func (*StatFSReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *StatFSReply) GetCapacity() uint64 {
@@ -5209,7 +5384,7 @@ type ServersRequest struct {
 
 func (x *ServersRequest) Reset() {
 	*x = ServersRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5221,7 +5396,7 @@ func (x *ServersRequest) String() string {
 func (*ServersRequest) ProtoMessage() {}
 
 func (x *ServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5234,7 +5409,7 @@ func (x *ServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersRequest.ProtoReflect.Descriptor instead.
 func (*ServersRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
 }
 
 type ServersReply struct {
@@ -5246,7 +5421,7 @@ type ServersReply struct {
 
 func (x *ServersReply) Reset() {
 	*x = ServersReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5258,7 +5433,7 @@ func (x *ServersReply) String() string {
 func (*ServersReply) ProtoMessage() {}
 
 func (x *ServersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5271,7 +5446,7 @@ func (x *ServersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersReply.ProtoReflect.Descriptor instead.
 func (*ServersReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ServersReply) GetServers() []*ServerInfo {
@@ -5289,7 +5464,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5301,7 +5476,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5314,7 +5489,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
 }
 
 type StatusReply struct {
@@ -5342,7 +5517,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5354,7 +5529,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5367,7 +5542,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *StatusReply) GetCluster() string {
@@ -5505,7 +5680,7 @@ type Rewriting struct {
 
 func (x *Rewriting) Reset() {
 	*x = Rewriting{}
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5517,7 +5692,7 @@ func (x *Rewriting) String() string {
 func (*Rewriting) ProtoMessage() {}
 
 func (x *Rewriting) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5530,7 +5705,7 @@ func (x *Rewriting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewriting.ProtoReflect.Descriptor instead.
 func (*Rewriting) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Rewriting) GetGarbage() uint64 {
@@ -5604,7 +5779,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5616,7 +5791,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5629,7 +5804,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Redundancy) GetKnown() bool {
@@ -5735,7 +5910,7 @@ type MetaMember struct {
 
 func (x *MetaMember) Reset() {
 	*x = MetaMember{}
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5747,7 +5922,7 @@ func (x *MetaMember) String() string {
 func (*MetaMember) ProtoMessage() {}
 
 func (x *MetaMember) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5760,7 +5935,7 @@ func (x *MetaMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaMember.ProtoReflect.Descriptor instead.
 func (*MetaMember) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *MetaMember) GetId() uint64 {
@@ -5803,7 +5978,7 @@ type ReportServerRequest struct {
 
 func (x *ReportServerRequest) Reset() {
 	*x = ReportServerRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[76]
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5815,7 +5990,7 @@ func (x *ReportServerRequest) String() string {
 func (*ReportServerRequest) ProtoMessage() {}
 
 func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[76]
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5828,7 +6003,7 @@ func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerRequest.ProtoReflect.Descriptor instead.
 func (*ReportServerRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{76}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ReportServerRequest) GetSession() uint64 {
@@ -5867,7 +6042,7 @@ type ReportServerReply struct {
 
 func (x *ReportServerReply) Reset() {
 	*x = ReportServerReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[77]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5879,7 +6054,7 @@ func (x *ReportServerReply) String() string {
 func (*ReportServerReply) ProtoMessage() {}
 
 func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[77]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5892,7 +6067,7 @@ func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerReply.ProtoReflect.Descriptor instead.
 func (*ReportServerReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{77}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{79}
 }
 
 type RegisterRequest struct {
@@ -5908,7 +6083,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[78]
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5920,7 +6095,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[78]
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5933,7 +6108,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{78}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RegisterRequest) GetCluster() []byte {
@@ -5981,7 +6156,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[79]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5993,7 +6168,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[79]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6006,7 +6181,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{79}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RegisterReply) GetCluster() []byte {
@@ -6042,7 +6217,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[80]
+	mi := &file_shoalpb_meta_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6054,7 +6229,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[80]
+	mi := &file_shoalpb_meta_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6067,7 +6242,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{80}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *HeartbeatRequest) GetCluster() []byte {
@@ -6158,7 +6333,7 @@ type ChunkReport struct {
 
 func (x *ChunkReport) Reset() {
 	*x = ChunkReport{}
-	mi := &file_shoalpb_meta_proto_msgTypes[81]
+	mi := &file_shoalpb_meta_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6170,7 +6345,7 @@ func (x *ChunkReport) String() string {
 func (*ChunkReport) ProtoMessage() {}
 
 func (x *ChunkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[81]
+	mi := &file_shoalpb_meta_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6183,7 +6358,7 @@ func (x *ChunkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReport.ProtoReflect.Descriptor instead.
 func (*ChunkReport) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{81}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ChunkReport) GetId() uint64 {
@@ -6222,7 +6397,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[82]
+	mi := &file_shoalpb_meta_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6234,7 +6409,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[82]
+	mi := &file_shoalpb_meta_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6247,7 +6422,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{82}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *HeartbeatReply) GetDelete() []uint64 {
@@ -6317,7 +6492,7 @@ type CopyOrder struct {
 
 func (x *CopyOrder) Reset() {
 	*x = CopyOrder{}
-	mi := &file_shoalpb_meta_proto_msgTypes[83]
+	mi := &file_shoalpb_meta_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6329,7 +6504,7 @@ func (x *CopyOrder) String() string {
 func (*CopyOrder) ProtoMessage() {}
 
 func (x *CopyOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[83]
+	mi := &file_shoalpb_meta_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6342,7 +6517,7 @@ func (x *CopyOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOrder.ProtoReflect.Descriptor instead.
 func (*CopyOrder) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{83}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *CopyOrder) GetStored() uint64 {
@@ -6412,7 +6587,7 @@ type SourceRange struct {
 
 func (x *SourceRange) Reset() {
 	*x = SourceRange{}
-	mi := &file_shoalpb_meta_proto_msgTypes[84]
+	mi := &file_shoalpb_meta_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6424,7 +6599,7 @@ func (x *SourceRange) String() string {
 func (*SourceRange) ProtoMessage() {}
 
 func (x *SourceRange) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[84]
+	mi := &file_shoalpb_meta_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6437,7 +6612,7 @@ func (x *SourceRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRange.ProtoReflect.Descriptor instead.
 func (*SourceRange) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{84}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SourceRange) GetSource() uint32 {
@@ -6472,7 +6647,7 @@ type CopyResult struct {
 
 func (x *CopyResult) Reset() {
 	*x = CopyResult{}
-	mi := &file_shoalpb_meta_proto_msgTypes[85]
+	mi := &file_shoalpb_meta_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6484,7 +6659,7 @@ func (x *CopyResult) String() string {
 func (*CopyResult) ProtoMessage() {}
 
 func (x *CopyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[85]
+	mi := &file_shoalpb_meta_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6497,7 +6672,7 @@ func (x *CopyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyResult.ProtoReflect.Descriptor instead.
 func (*CopyResult) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{85}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CopyResult) GetStored() uint64 {
@@ -6535,7 +6710,7 @@ type ScrubProgress struct {
 
 func (x *ScrubProgress) Reset() {
 	*x = ScrubProgress{}
-	mi := &file_shoalpb_meta_proto_msgTypes[86]
+	mi := &file_shoalpb_meta_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6547,7 +6722,7 @@ func (x *ScrubProgress) String() string {
 func (*ScrubProgress) ProtoMessage() {}
 
 func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[86]
+	mi := &file_shoalpb_meta_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6560,7 +6735,7 @@ func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubProgress.ProtoReflect.Descriptor instead.
 func (*ScrubProgress) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{86}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ScrubProgress) GetPass() uint64 {
@@ -6608,7 +6783,7 @@ type PeerBytes struct {
 
 func (x *PeerBytes) Reset() {
 	*x = PeerBytes{}
-	mi := &file_shoalpb_meta_proto_msgTypes[87]
+	mi := &file_shoalpb_meta_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6620,7 +6795,7 @@ func (x *PeerBytes) String() string {
 func (*PeerBytes) ProtoMessage() {}
 
 func (x *PeerBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[87]
+	mi := &file_shoalpb_meta_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6633,7 +6808,7 @@ func (x *PeerBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerBytes.ProtoReflect.Descriptor instead.
 func (*PeerBytes) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{87}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *PeerBytes) GetData() []byte {
@@ -6709,7 +6884,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x18\x03 \x01(\x04R\n" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x04 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
-	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\x9b\f\n" +
+	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\xcd\f\n" +
 	"\x02Op\x121\n" +
 	"\tmake_node\x18\x01 \x01(\v2\x12.shoal.v1.MakeNodeH\x00R\bmakeNode\x12$\n" +
 	"\x04link\x18\x02 \x01(\v2\x0e.shoal.v1.LinkH\x00R\x04link\x12*\n" +
@@ -6743,7 +6918,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\frepair_state\x18\x1d \x01(\v2\x15.shoal.v1.RepairStateH\x00R\vrepairState\x12=\n" +
 	"\rstart_rewrite\x18( \x01(\v2\x16.shoal.v1.StartRewriteH\x00R\fstartRewrite\x12@\n" +
 	"\x0efinish_rewrite\x18) \x01(\v2\x17.shoal.v1.FinishRewriteH\x00R\rfinishRewrite\x12=\n" +
-	"\rdrop_rewrites\x18* \x01(\v2\x16.shoal.v1.DropRewritesH\x00R\fdropRewritesB\x04\n" +
+	"\rdrop_rewrites\x18* \x01(\v2\x16.shoal.v1.DropRewritesH\x00R\fdropRewrites\x120\n" +
+	"\brelocate\x182 \x01(\v2\x12.shoal.v1.RelocateH\x00R\brelocateB\x04\n" +
 	"\x02op\"\xe5\x01\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
@@ -6844,12 +7020,13 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06append\x18\x04 \x01(\bR\x06append\x12\x12\n" +
 	"\x04size\x18\x05 \x01(\x04R\x04size\x12\x14\n" +
 	"\x05mtime\x18\x06 \x01(\x10R\x05mtime\x12'\n" +
-	"\x0fkill_privileges\x18\a \x01(\bR\x0ekillPrivileges\"i\n" +
+	"\x0fkill_privileges\x18\a \x01(\bR\x0ekillPrivileges\"{\n" +
 	"\vChunkCommit\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x18\n" +
 	"\aservers\x18\x03 \x03(\rR\aservers\x12\x12\n" +
-	"\x04seal\x18\x04 \x01(\bR\x04seal\"\xc4\x01\n" +
+	"\x04seal\x18\x04 \x01(\bR\x04seal\x12\x10\n" +
+	"\x03cut\x18\x05 \x01(\bR\x03cut\"\xc4\x01\n" +
 	"\vAllocChunks\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x14\n" +
 	"\x05avoid\x18\x03 \x03(\rR\x05avoid\x12$\n" +
@@ -6896,7 +7073,18 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06chunks\x18\x02 \x03(\x06R\x06chunks\"K\n" +
 	"\tSetLayout\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x06R\x05inode\x12(\n" +
-	"\x06layout\x18\x02 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\"J\n" +
+	"\x06layout\x18\x02 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\"\x99\x01\n" +
+	"\bRelocate\x12\x14\n" +
+	"\x05inode\x18\x01 \x01(\x06R\x05inode\x120\n" +
+	"\x06ranges\x18\x02 \x03(\v2\x18.shoal.v1.RelocatedRangeR\x06ranges\x12\x16\n" +
+	"\x06blocks\x18\x03 \x03(\x04R\x06blocks\x12-\n" +
+	"\x06chunks\x18\x04 \x03(\v2\x15.shoal.v1.ChunkCommitR\x06chunks\"r\n" +
+	"\x0eRelocatedRange\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\rR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\x12\x16\n" +
+	"\x06target\x18\x04 \x01(\x06R\x06target\x12\x0e\n" +
+	"\x02at\x18\x05 \x01(\rR\x02at\"J\n" +
 	"\x04Move\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\rR\x05shard\x12\x16\n" +
@@ -7253,7 +7441,7 @@ func file_shoalpb_meta_proto_rawDescGZIP() []byte {
 }
 
 var file_shoalpb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 90)
+var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 92)
 var file_shoalpb_meta_proto_goTypes = []any{
 	(ManageServerRequest_Action)(0), // 0: shoal.v1.ManageServerRequest.Action
 	(StateFix_Kind)(0),              // 1: shoal.v1.StateFix.Kind
@@ -7293,76 +7481,78 @@ var file_shoalpb_meta_proto_goTypes = []any{
 	(*RegisterServer)(nil),          // 35: shoal.v1.RegisterServer
 	(*FinishDeletions)(nil),         // 36: shoal.v1.FinishDeletions
 	(*SetLayout)(nil),               // 37: shoal.v1.SetLayout
-	(*Move)(nil),                    // 38: shoal.v1.Move
-	(*StartMoves)(nil),              // 39: shoal.v1.StartMoves
-	(*FinishMoves)(nil),             // 40: shoal.v1.FinishMoves
-	(*LoseShards)(nil),              // 41: shoal.v1.LoseShards
-	(*SetServer)(nil),               // 42: shoal.v1.SetServer
-	(*RemoveServer)(nil),            // 43: shoal.v1.RemoveServer
-	(*RepairState)(nil),             // 44: shoal.v1.RepairState
-	(*StateFix)(nil),                // 45: shoal.v1.StateFix
-	(*StartRewrite)(nil),            // 46: shoal.v1.StartRewrite
-	(*FinishRewrite)(nil),           // 47: shoal.v1.FinishRewrite
-	(*RewriteRange)(nil),            // 48: shoal.v1.RewriteRange
-	(*FileBlock)(nil),               // 49: shoal.v1.FileBlock
-	(*DropRewrites)(nil),            // 50: shoal.v1.DropRewrites
-	(*SessionPing)(nil),             // 51: shoal.v1.SessionPing
-	(*RevokeAck)(nil),               // 52: shoal.v1.RevokeAck
-	(*SessionPush)(nil),             // 53: shoal.v1.SessionPush
-	(*Revoke)(nil),                  // 54: shoal.v1.Revoke
-	(*ReadContext)(nil),             // 55: shoal.v1.ReadContext
-	(*LookupRequest)(nil),           // 56: shoal.v1.LookupRequest
-	(*LookupReply)(nil),             // 57: shoal.v1.LookupReply
-	(*GetAttrRequest)(nil),          // 58: shoal.v1.GetAttrRequest
-	(*GetAttrReply)(nil),            // 59: shoal.v1.GetAttrReply
-	(*OpenRequest)(nil),             // 60: shoal.v1.OpenRequest
-	(*ExtentsRequest)(nil),          // 61: shoal.v1.ExtentsRequest
-	(*ExtentsReply)(nil),            // 62: shoal.v1.ExtentsReply
-	(*ReadDirRequest)(nil),          // 63: shoal.v1.ReadDirRequest
-	(*ReadDirReply)(nil),            // 64: shoal.v1.ReadDirReply
-	(*Dirent)(nil),                  // 65: shoal.v1.Dirent
-	(*GetXattrRequest)(nil),         // 66: shoal.v1.GetXattrRequest
-	(*GetXattrReply)(nil),           // 67: shoal.v1.GetXattrReply
-	(*ListXattrRequest)(nil),        // 68: shoal.v1.ListXattrRequest
-	(*ListXattrReply)(nil),          // 69: shoal.v1.ListXattrReply
-	(*StatFSRequest)(nil),           // 70: shoal.v1.StatFSRequest
-	(*StatFSReply)(nil),             // 71: shoal.v1.StatFSReply
-	(*ServersRequest)(nil),          // 72: shoal.v1.ServersRequest
-	(*ServersReply)(nil),            // 73: shoal.v1.ServersReply
-	(*StatusRequest)(nil),           // 74: shoal.v1.StatusRequest
-	(*StatusReply)(nil),             // 75: shoal.v1.StatusReply
-	(*Rewriting)(nil),               // 76: shoal.v1.Rewriting
-	(*Redundancy)(nil),              // 77: shoal.v1.Redundancy
-	(*MetaMember)(nil),              // 78: shoal.v1.MetaMember
-	(*ReportServerRequest)(nil),     // 79: shoal.v1.ReportServerRequest
-	(*ReportServerReply)(nil),       // 80: shoal.v1.ReportServerReply
-	(*RegisterRequest)(nil),         // 81: shoal.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 82: shoal.v1.RegisterReply
-	(*HeartbeatRequest)(nil),        // 83: shoal.v1.HeartbeatRequest
-	(*ChunkReport)(nil),             // 84: shoal.v1.ChunkReport
-	(*HeartbeatReply)(nil),          // 85: shoal.v1.HeartbeatReply
-	(*CopyOrder)(nil),               // 86: shoal.v1.CopyOrder
-	(*SourceRange)(nil),             // 87: shoal.v1.SourceRange
-	(*CopyResult)(nil),              // 88: shoal.v1.CopyResult
-	(*ScrubProgress)(nil),           // 89: shoal.v1.ScrubProgress
-	(*PeerBytes)(nil),               // 90: shoal.v1.PeerBytes
-	nil,                             // 91: shoal.v1.RegisterServer.DomainEntry
-	nil,                             // 92: shoal.v1.RegisterRequest.DomainEntry
-	(*Cred)(nil),                    // 93: shoal.v1.Cred
-	(*Attr)(nil),                    // 94: shoal.v1.Attr
-	(*Extent)(nil),                  // 95: shoal.v1.Extent
-	(*Layout)(nil),                  // 96: shoal.v1.Layout
-	(*ServerInfo)(nil),              // 97: shoal.v1.ServerInfo
-	(*ChunkInfo)(nil),               // 98: shoal.v1.ChunkInfo
-	(*DiskInfo)(nil),                // 99: shoal.v1.DiskInfo
+	(*Relocate)(nil),                // 38: shoal.v1.Relocate
+	(*RelocatedRange)(nil),          // 39: shoal.v1.RelocatedRange
+	(*Move)(nil),                    // 40: shoal.v1.Move
+	(*StartMoves)(nil),              // 41: shoal.v1.StartMoves
+	(*FinishMoves)(nil),             // 42: shoal.v1.FinishMoves
+	(*LoseShards)(nil),              // 43: shoal.v1.LoseShards
+	(*SetServer)(nil),               // 44: shoal.v1.SetServer
+	(*RemoveServer)(nil),            // 45: shoal.v1.RemoveServer
+	(*RepairState)(nil),             // 46: shoal.v1.RepairState
+	(*StateFix)(nil),                // 47: shoal.v1.StateFix
+	(*StartRewrite)(nil),            // 48: shoal.v1.StartRewrite
+	(*FinishRewrite)(nil),           // 49: shoal.v1.FinishRewrite
+	(*RewriteRange)(nil),            // 50: shoal.v1.RewriteRange
+	(*FileBlock)(nil),               // 51: shoal.v1.FileBlock
+	(*DropRewrites)(nil),            // 52: shoal.v1.DropRewrites
+	(*SessionPing)(nil),             // 53: shoal.v1.SessionPing
+	(*RevokeAck)(nil),               // 54: shoal.v1.RevokeAck
+	(*SessionPush)(nil),             // 55: shoal.v1.SessionPush
+	(*Revoke)(nil),                  // 56: shoal.v1.Revoke
+	(*ReadContext)(nil),             // 57: shoal.v1.ReadContext
+	(*LookupRequest)(nil),           // 58: shoal.v1.LookupRequest
+	(*LookupReply)(nil),             // 59: shoal.v1.LookupReply
+	(*GetAttrRequest)(nil),          // 60: shoal.v1.GetAttrRequest
+	(*GetAttrReply)(nil),            // 61: shoal.v1.GetAttrReply
+	(*OpenRequest)(nil),             // 62: shoal.v1.OpenRequest
+	(*ExtentsRequest)(nil),          // 63: shoal.v1.ExtentsRequest
+	(*ExtentsReply)(nil),            // 64: shoal.v1.ExtentsReply
+	(*ReadDirRequest)(nil),          // 65: shoal.v1.ReadDirRequest
+	(*ReadDirReply)(nil),            // 66: shoal.v1.ReadDirReply
+	(*Dirent)(nil),                  // 67: shoal.v1.Dirent
+	(*GetXattrRequest)(nil),         // 68: shoal.v1.GetXattrRequest
+	(*GetXattrReply)(nil),           // 69: shoal.v1.GetXattrReply
+	(*ListXattrRequest)(nil),        // 70: shoal.v1.ListXattrRequest
+	(*ListXattrReply)(nil),          // 71: shoal.v1.ListXattrReply
+	(*StatFSRequest)(nil),           // 72: shoal.v1.StatFSRequest
+	(*StatFSReply)(nil),             // 73: shoal.v1.StatFSReply
+	(*ServersRequest)(nil),          // 74: shoal.v1.ServersRequest
+	(*ServersReply)(nil),            // 75: shoal.v1.ServersReply
+	(*StatusRequest)(nil),           // 76: shoal.v1.StatusRequest
+	(*StatusReply)(nil),             // 77: shoal.v1.StatusReply
+	(*Rewriting)(nil),               // 78: shoal.v1.Rewriting
+	(*Redundancy)(nil),              // 79: shoal.v1.Redundancy
+	(*MetaMember)(nil),              // 80: shoal.v1.MetaMember
+	(*ReportServerRequest)(nil),     // 81: shoal.v1.ReportServerRequest
+	(*ReportServerReply)(nil),       // 82: shoal.v1.ReportServerReply
+	(*RegisterRequest)(nil),         // 83: shoal.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 84: shoal.v1.RegisterReply
+	(*HeartbeatRequest)(nil),        // 85: shoal.v1.HeartbeatRequest
+	(*ChunkReport)(nil),             // 86: shoal.v1.ChunkReport
+	(*HeartbeatReply)(nil),          // 87: shoal.v1.HeartbeatReply
+	(*CopyOrder)(nil),               // 88: shoal.v1.CopyOrder
+	(*SourceRange)(nil),             // 89: shoal.v1.SourceRange
+	(*CopyResult)(nil),              // 90: shoal.v1.CopyResult
+	(*ScrubProgress)(nil),           // 91: shoal.v1.ScrubProgress
+	(*PeerBytes)(nil),               // 92: shoal.v1.PeerBytes
+	nil,                             // 93: shoal.v1.RegisterServer.DomainEntry
+	nil,                             // 94: shoal.v1.RegisterRequest.DomainEntry
+	(*Cred)(nil),                    // 95: shoal.v1.Cred
+	(*Attr)(nil),                    // 96: shoal.v1.Attr
+	(*Extent)(nil),                  // 97: shoal.v1.Extent
+	(*Layout)(nil),                  // 98: shoal.v1.Layout
+	(*ServerInfo)(nil),              // 99: shoal.v1.ServerInfo
+	(*ChunkInfo)(nil),               // 100: shoal.v1.ChunkInfo
+	(*DiskInfo)(nil),                // 101: shoal.v1.DiskInfo
 }
 var file_shoalpb_meta_proto_depIdxs = []int32{
 	0,   // 0: shoal.v1.ManageServerRequest.action:type_name -> shoal.v1.ManageServerRequest.Action
 	7,   // 1: shoal.v1.ScrubReply.servers:type_name -> shoal.v1.ServerScrub
-	89,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
-	93,  // 3: shoal.v1.ApplyPolicyRequest.cred:type_name -> shoal.v1.Cred
+	91,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
+	95,  // 3: shoal.v1.ApplyPolicyRequest.cred:type_name -> shoal.v1.Cred
 	10,  // 4: shoal.v1.ApplyPolicyReply.files:type_name -> shoal.v1.AppliedPolicy
-	93,  // 5: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
+	95,  // 5: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
 	14,  // 6: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
 	17,  // 7: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
 	18,  // 8: shoal.v1.Op.link:type_name -> shoal.v1.Link
@@ -7382,126 +7572,129 @@ var file_shoalpb_meta_proto_depIdxs = []int32{
 	34,  // 22: shoal.v1.Op.init_cluster:type_name -> shoal.v1.InitCluster
 	35,  // 23: shoal.v1.Op.register_server:type_name -> shoal.v1.RegisterServer
 	36,  // 24: shoal.v1.Op.finish_deletions:type_name -> shoal.v1.FinishDeletions
-	39,  // 25: shoal.v1.Op.start_moves:type_name -> shoal.v1.StartMoves
-	40,  // 26: shoal.v1.Op.finish_moves:type_name -> shoal.v1.FinishMoves
-	41,  // 27: shoal.v1.Op.lose_shards:type_name -> shoal.v1.LoseShards
-	42,  // 28: shoal.v1.Op.set_server:type_name -> shoal.v1.SetServer
-	43,  // 29: shoal.v1.Op.remove_server:type_name -> shoal.v1.RemoveServer
-	44,  // 30: shoal.v1.Op.repair_state:type_name -> shoal.v1.RepairState
-	46,  // 31: shoal.v1.Op.start_rewrite:type_name -> shoal.v1.StartRewrite
-	47,  // 32: shoal.v1.Op.finish_rewrite:type_name -> shoal.v1.FinishRewrite
-	50,  // 33: shoal.v1.Op.drop_rewrites:type_name -> shoal.v1.DropRewrites
-	93,  // 34: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
-	14,  // 35: shoal.v1.Command.op:type_name -> shoal.v1.Op
-	94,  // 36: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
-	94,  // 37: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
-	94,  // 38: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
-	94,  // 39: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
-	28,  // 40: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
-	38,  // 41: shoal.v1.Result.moves:type_name -> shoal.v1.Move
-	95,  // 42: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
-	25,  // 43: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
-	96,  // 44: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
-	27,  // 45: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
-	96,  // 46: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
-	96,  // 47: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
-	25,  // 48: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
-	91,  // 49: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
-	96,  // 50: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
-	38,  // 51: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
-	38,  // 52: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
-	38,  // 53: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
-	45,  // 54: shoal.v1.RepairState.fixes:type_name -> shoal.v1.StateFix
-	1,   // 55: shoal.v1.StateFix.kind:type_name -> shoal.v1.StateFix.Kind
-	2,   // 56: shoal.v1.StateFix.sum:type_name -> shoal.v1.StateFix.Sum
-	96,  // 57: shoal.v1.StartRewrite.layout:type_name -> shoal.v1.Layout
-	27,  // 58: shoal.v1.StartRewrite.candidates:type_name -> shoal.v1.Candidate
-	48,  // 59: shoal.v1.FinishRewrite.ranges:type_name -> shoal.v1.RewriteRange
-	49,  // 60: shoal.v1.FinishRewrite.blocks:type_name -> shoal.v1.FileBlock
-	52,  // 61: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
-	54,  // 62: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
-	97,  // 63: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
-	93,  // 64: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
-	55,  // 65: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
-	94,  // 66: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
-	94,  // 67: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
-	55,  // 68: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
-	94,  // 69: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
-	55,  // 70: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
-	55,  // 71: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
-	94,  // 72: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
-	95,  // 73: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
-	98,  // 74: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
-	55,  // 75: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
-	65,  // 76: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
-	94,  // 77: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
-	94,  // 78: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
-	55,  // 79: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	55,  // 80: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	97,  // 81: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
-	78,  // 82: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
-	97,  // 83: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
-	71,  // 84: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
-	96,  // 85: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
-	77,  // 86: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
-	96,  // 87: shoal.v1.StatusReply.default_layout:type_name -> shoal.v1.Layout
-	76,  // 88: shoal.v1.StatusReply.rewriting:type_name -> shoal.v1.Rewriting
-	92,  // 89: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
-	99,  // 90: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
-	84,  // 91: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
-	88,  // 92: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
-	89,  // 93: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
-	86,  // 94: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
-	98,  // 95: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
-	97,  // 96: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
-	96,  // 97: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
-	98,  // 98: shoal.v1.CopyOrder.sources:type_name -> shoal.v1.ChunkInfo
-	87,  // 99: shoal.v1.CopyOrder.ranges:type_name -> shoal.v1.SourceRange
-	13,  // 100: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
-	51,  // 101: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
-	56,  // 102: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
-	58,  // 103: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
-	60,  // 104: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
-	61,  // 105: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
-	63,  // 106: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
-	66,  // 107: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
-	68,  // 108: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
-	70,  // 109: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
-	72,  // 110: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
-	74,  // 111: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
-	79,  // 112: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
-	3,   // 113: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
-	5,   // 114: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
-	8,   // 115: shoal.v1.Meta.ApplyPolicy:input_type -> shoal.v1.ApplyPolicyRequest
-	11,  // 116: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
-	81,  // 117: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
-	83,  // 118: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
-	90,  // 119: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
-	16,  // 120: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
-	53,  // 121: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
-	57,  // 122: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
-	59,  // 123: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
-	62,  // 124: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
-	62,  // 125: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
-	64,  // 126: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
-	67,  // 127: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
-	69,  // 128: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
-	71,  // 129: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
-	73,  // 130: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
-	75,  // 131: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
-	80,  // 132: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
-	4,   // 133: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
-	6,   // 134: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
-	9,   // 135: shoal.v1.Meta.ApplyPolicy:output_type -> shoal.v1.ApplyPolicyReply
-	12,  // 136: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
-	82,  // 137: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
-	85,  // 138: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
-	90,  // 139: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
-	120, // [120:140] is the sub-list for method output_type
-	100, // [100:120] is the sub-list for method input_type
-	100, // [100:100] is the sub-list for extension type_name
-	100, // [100:100] is the sub-list for extension extendee
-	0,   // [0:100] is the sub-list for field type_name
+	41,  // 25: shoal.v1.Op.start_moves:type_name -> shoal.v1.StartMoves
+	42,  // 26: shoal.v1.Op.finish_moves:type_name -> shoal.v1.FinishMoves
+	43,  // 27: shoal.v1.Op.lose_shards:type_name -> shoal.v1.LoseShards
+	44,  // 28: shoal.v1.Op.set_server:type_name -> shoal.v1.SetServer
+	45,  // 29: shoal.v1.Op.remove_server:type_name -> shoal.v1.RemoveServer
+	46,  // 30: shoal.v1.Op.repair_state:type_name -> shoal.v1.RepairState
+	48,  // 31: shoal.v1.Op.start_rewrite:type_name -> shoal.v1.StartRewrite
+	49,  // 32: shoal.v1.Op.finish_rewrite:type_name -> shoal.v1.FinishRewrite
+	52,  // 33: shoal.v1.Op.drop_rewrites:type_name -> shoal.v1.DropRewrites
+	38,  // 34: shoal.v1.Op.relocate:type_name -> shoal.v1.Relocate
+	95,  // 35: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
+	14,  // 36: shoal.v1.Command.op:type_name -> shoal.v1.Op
+	96,  // 37: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
+	96,  // 38: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
+	96,  // 39: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
+	96,  // 40: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
+	28,  // 41: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
+	40,  // 42: shoal.v1.Result.moves:type_name -> shoal.v1.Move
+	97,  // 43: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
+	25,  // 44: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
+	98,  // 45: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
+	27,  // 46: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
+	98,  // 47: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
+	98,  // 48: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
+	25,  // 49: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
+	93,  // 50: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
+	98,  // 51: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
+	39,  // 52: shoal.v1.Relocate.ranges:type_name -> shoal.v1.RelocatedRange
+	25,  // 53: shoal.v1.Relocate.chunks:type_name -> shoal.v1.ChunkCommit
+	40,  // 54: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
+	40,  // 55: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
+	40,  // 56: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
+	47,  // 57: shoal.v1.RepairState.fixes:type_name -> shoal.v1.StateFix
+	1,   // 58: shoal.v1.StateFix.kind:type_name -> shoal.v1.StateFix.Kind
+	2,   // 59: shoal.v1.StateFix.sum:type_name -> shoal.v1.StateFix.Sum
+	98,  // 60: shoal.v1.StartRewrite.layout:type_name -> shoal.v1.Layout
+	27,  // 61: shoal.v1.StartRewrite.candidates:type_name -> shoal.v1.Candidate
+	50,  // 62: shoal.v1.FinishRewrite.ranges:type_name -> shoal.v1.RewriteRange
+	51,  // 63: shoal.v1.FinishRewrite.blocks:type_name -> shoal.v1.FileBlock
+	54,  // 64: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
+	56,  // 65: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
+	99,  // 66: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
+	95,  // 67: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
+	57,  // 68: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
+	96,  // 69: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
+	96,  // 70: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
+	57,  // 71: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
+	96,  // 72: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
+	57,  // 73: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
+	57,  // 74: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
+	96,  // 75: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
+	97,  // 76: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
+	100, // 77: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
+	57,  // 78: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
+	67,  // 79: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
+	96,  // 80: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
+	96,  // 81: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
+	57,  // 82: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	57,  // 83: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	99,  // 84: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
+	80,  // 85: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
+	99,  // 86: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
+	73,  // 87: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
+	98,  // 88: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
+	79,  // 89: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
+	98,  // 90: shoal.v1.StatusReply.default_layout:type_name -> shoal.v1.Layout
+	78,  // 91: shoal.v1.StatusReply.rewriting:type_name -> shoal.v1.Rewriting
+	94,  // 92: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
+	101, // 93: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
+	86,  // 94: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
+	90,  // 95: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
+	91,  // 96: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
+	88,  // 97: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
+	100, // 98: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
+	99,  // 99: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
+	98,  // 100: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
+	100, // 101: shoal.v1.CopyOrder.sources:type_name -> shoal.v1.ChunkInfo
+	89,  // 102: shoal.v1.CopyOrder.ranges:type_name -> shoal.v1.SourceRange
+	13,  // 103: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
+	53,  // 104: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
+	58,  // 105: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
+	60,  // 106: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
+	62,  // 107: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
+	63,  // 108: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
+	65,  // 109: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
+	68,  // 110: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
+	70,  // 111: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
+	72,  // 112: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
+	74,  // 113: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
+	76,  // 114: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
+	81,  // 115: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
+	3,   // 116: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
+	5,   // 117: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
+	8,   // 118: shoal.v1.Meta.ApplyPolicy:input_type -> shoal.v1.ApplyPolicyRequest
+	11,  // 119: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
+	83,  // 120: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
+	85,  // 121: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
+	92,  // 122: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
+	16,  // 123: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
+	55,  // 124: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
+	59,  // 125: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
+	61,  // 126: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
+	64,  // 127: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
+	64,  // 128: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
+	66,  // 129: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
+	69,  // 130: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
+	71,  // 131: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
+	73,  // 132: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
+	75,  // 133: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
+	77,  // 134: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
+	82,  // 135: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
+	4,   // 136: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
+	6,   // 137: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
+	9,   // 138: shoal.v1.Meta.ApplyPolicy:output_type -> shoal.v1.ApplyPolicyReply
+	12,  // 139: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
+	84,  // 140: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
+	87,  // 141: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
+	92,  // 142: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
+	123, // [123:143] is the sub-list for method output_type
+	103, // [103:123] is the sub-list for method input_type
+	103, // [103:103] is the sub-list for extension type_name
+	103, // [103:103] is the sub-list for extension extendee
+	0,   // [0:103] is the sub-list for field type_name
 }
 
 func init() { file_shoalpb_meta_proto_init() }
@@ -7538,6 +7731,7 @@ func file_shoalpb_meta_proto_init() {
 		(*Op_StartRewrite)(nil),
 		(*Op_FinishRewrite)(nil),
 		(*Op_DropRewrites)(nil),
+		(*Op_Relocate)(nil),
 	}
 	file_shoalpb_meta_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
@@ -7546,7 +7740,7 @@ func file_shoalpb_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shoalpb_meta_proto_rawDesc), len(file_shoalpb_meta_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   90,
+			NumMessages:   92,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -534,11 +534,13 @@ func (x *Layout) GetCell() uint32 {
 
 // ChunkInfo is where a committed chunk is.
 type ChunkInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
-	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`          // committed length, bytes: readers may read below it from any server named here
-	Servers       []uint32               `protobuf:"varint,3,rep,packed,name=servers,proto3" json:"servers,omitempty"` // by the number of their shard; 0: that shard is nowhere, or not known to be whole
-	Layout        *Layout                `protobuf:"bytes,4,opt,name=layout,proto3" json:"layout,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
+	Length  uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`          // committed length, bytes: readers may read below it from any server named here
+	Servers []uint32               `protobuf:"varint,3,rep,packed,name=servers,proto3" json:"servers,omitempty"` // by the number of their shard; 0: that shard is nowhere, or not known to be whole
+	Layout  *Layout                `protobuf:"bytes,4,opt,name=layout,proto3" json:"layout,omitempty"`
+	// A session writes it: should its servers have lost power, what they lack may be written again by the client.
+	Open          bool `protobuf:"varint,5,opt,name=open,proto3" json:"open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -599,6 +601,13 @@ func (x *ChunkInfo) GetLayout() *Layout {
 		return x.Layout
 	}
 	return nil
+}
+
+func (x *ChunkInfo) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
 }
 
 // ServerInfo is a chunk server as the leading metaserver sees it.
@@ -988,12 +997,13 @@ const file_shoalpb_types_proto_rawDesc = "" +
 	"min_shards\x18\x02 \x01(\rR\tminShards\x12\x12\n" +
 	"\x04data\x18\x03 \x01(\rR\x04data\x12\x16\n" +
 	"\x06parity\x18\x04 \x01(\rR\x06parity\x12\x12\n" +
-	"\x04cell\x18\x05 \x01(\rR\x04cellJ\x04\b\x01\x10\x02\"w\n" +
+	"\x04cell\x18\x05 \x01(\rR\x04cellJ\x04\b\x01\x10\x02\"\x8b\x01\n" +
 	"\tChunkInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x18\n" +
 	"\aservers\x18\x03 \x03(\rR\aservers\x12(\n" +
-	"\x06layout\x18\x04 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\"\xae\x04\n" +
+	"\x06layout\x18\x04 \x01(\v2\x10.shoal.v1.LayoutR\x06layout\x12\x12\n" +
+	"\x04open\x18\x05 \x01(\bR\x04open\"\xae\x04\n" +
 	"\n" +
 	"ServerInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x18\n" +

@@ -67,7 +67,7 @@ func TestHarnessFindsDamage(t *testing.T) {
 // TestHarnessFindsDisksThatLie has the disks of all chunk servers only say that they sync, and cuts their power.
 func TestHarnessFindsDisksThatLie(t *testing.T) {
 	c, l := loaded(t, Options{OnDisk: onDisk("chunk-")})
-	if err := c.LosePower(0, true, c.Chunks...); err != nil {
+	if err := c.LosePower(0, c.Chunks...); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.StartAll(c.Chunks...); err != nil {

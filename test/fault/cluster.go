@@ -14,7 +14,6 @@ import (
 	"github.com/shoalfs/shoalfs/internal/testenv"
 	"github.com/shoalfs/shoalfs/test/fault/faultfs"
 	"github.com/shoalfs/shoalfs/test/fault/netns"
-	"github.com/shoalfs/shoalfs/test/fault/workload"
 )
 
 // DefaultPolicy is what a cluster does unless it is told otherwise.
@@ -44,7 +43,6 @@ type Cluster struct {
 	console *netns.Host // where commands are run
 	clients []*Client
 	disks   []*faultfs.Disk
-	journal *workload.Journal // of losses of power
 }
 
 // Server is a metaserver or a chunk server.
@@ -106,9 +104,6 @@ func directory(t testing.TB) string {
 }
 
 func (c *Cluster) start() (err error) {
-	if c.journal, err = workload.NewJournal(c.faults()); err != nil {
-		return err
-	}
 	if c.console, err = c.Net.AddHost("console"); err != nil {
 		return err
 	}
@@ -255,9 +250,6 @@ func (c *Cluster) stop(t testing.TB) {
 		}
 	}
 	c.Net.Close()
-	if c.journal != nil {
-		_ = c.journal.Close() // nobody reads it any more
-	}
 	if t.Failed() {
 		for _, p := range all {
 			t.Logf("--- the end of the log of %s\n%s", p.Name, p.Tail())

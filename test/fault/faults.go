@@ -65,35 +65,25 @@ func (c *Cluster) CutFromClients(s *Server) error {
 }
 
 // LosePower cuts the power of servers, all at the same moment. Their disks must be ones with faults; with a seed that is not
-// zero, some of what they were not asked to keep survives. That of everything means that all copies were hit: what was not
-// synced may be lost then, else it must not.
-func (c *Cluster) LosePower(seed uint64, everything bool, servers ...*Server) error {
+// zero, some of what they were not asked to keep survives.
+func (c *Cluster) LosePower(seed uint64, servers ...*Server) error {
 	for _, s := range servers {
 		if s.Disk == nil {
 			return fmt.Errorf("%s has no disk that could lose power", s.Name)
 		}
 	}
-	cut := func() error {
-		for _, s := range servers {
-			s.Disk.Freeze()
-		}
-		for _, s := range servers {
-			if err := s.Signal(syscall.SIGKILL); err != nil {
-				return err
-			}
-		}
-		for _, s := range servers {
-			s.Disk.Fail()
-		}
-		return each(servers, func(s *Server) error { return s.Wait("power was lost") })
+	for _, s := range servers {
+		s.Disk.Freeze()
 	}
-	var err error
-	if everything {
-		err = c.journal.LosePower(cut)
-	} else {
-		err = cut()
+	for _, s := range servers {
+		if err := s.Signal(syscall.SIGKILL); err != nil {
+			return err
+		}
 	}
-	if err != nil {
+	for _, s := range servers {
+		s.Disk.Fail()
+	}
+	if err := each(servers, func(s *Server) error { return s.Wait("power was lost") }); err != nil {
 		return err
 	}
 	for i, s := range servers {

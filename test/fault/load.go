@@ -24,7 +24,7 @@ func (c *Cluster) client(role workload.Role, name string, host *netns.Host, m *M
 	if err != nil {
 		return nil, err
 	}
-	cl := &Client{Config: workload.Config{Role: role, Name: name, Root: "/load", Journal: filepath.Join(c.Dir, name+".journal"), Faults: c.faults()}}
+	cl := &Client{Config: workload.Config{Role: role, Name: name, Root: "/load", Journal: filepath.Join(c.Dir, name+".journal")}}
 	if m != nil {
 		cl.Config.Dir = m.Dir
 	} else {
@@ -33,9 +33,6 @@ func (c *Cluster) client(role workload.Role, name string, host *netns.Host, m *M
 	cl.Process = c.process(name, host, exe)
 	return cl, nil
 }
-
-// faults is the journal of losses of power.
-func (c *Cluster) faults() string { return filepath.Join(c.Dir, "faults.journal") }
 
 // Load is clients at work: four writers, two readers, and one that changes names. Half of them are on mounts.
 type Load struct {

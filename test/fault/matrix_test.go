@@ -3,8 +3,6 @@ package fault
 import (
 	"fmt"
 	"os"
-	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,8 +16,6 @@ type faultCase struct {
 	name    string
 	short   bool // it is part of the short matrix, too
 	options Options
-	mayFail []workload.Role   // clients that may see errors: all others must not
-	known   func(string) bool // problems that the product is known to have: they are shown, and fail nothing
 	// strike does the fault, lets the load go on as long as it lasts, and undoes it.
 	strike func(*scene) error
 }
@@ -62,28 +58,11 @@ var matrix = []faultCase{
 	{name: "restart of every server", options: Options{Metaservers: 3}, strike: restarts},
 	{name: "power loss of a chunk server", short: true, options: Options{OnDisk: onDisk("chunk-")}, strike: powerLossOfOne},
 	{name: "power loss of a metaserver of three", options: Options{Metaservers: 3, OnDisk: onDisk("meta-")}, strike: powerLossOfMeta},
-	{name: "power loss of everything", short: true, options: Options{OnDisk: onDisk("chunk-", "meta-")},
-		mayFail: []workload.Role{workload.Writer, workload.Reader}, known: readWidely, strike: powerLossOfAll},
-	{name: "power loss of everything with three metaservers", options: Options{Metaservers: 3, OnDisk: onDisk("chunk-", "meta-")},
-		mayFail: []workload.Role{workload.Writer, workload.Reader}, known: readWidely, strike: powerLossOfAll},
+	{name: "power loss of everything", short: true, options: Options{OnDisk: onDisk("chunk-", "meta-")}, strike: powerLossOfAll},
+	{name: "power loss of everything with three metaservers", options: Options{Metaservers: 3, OnDisk: onDisk("chunk-", "meta-")}, strike: powerLossOfAll},
 	{name: "kill -9 of clients", short: true, strike: killClients},
 	{name: "back after it was thought dead", options: Options{QuickDeath: true}, strike: backFromTheDead},
 }
-
-// readWidely tells a problem that the client has: it reads more of a chunk than it was asked for, rounded to 4 KiB and more. Where
-// a loss of power took the end of the chunk, what was synced before that end, and is there, cannot be read.
-func readWidely(problem string) bool {
-	found := heldPattern.FindAllStringSubmatch(problem, -1)
-	for _, f := range found {
-		var n, off, held int64
-		if _, err := fmt.Sscan(strings.Join(f[1:], " "), &n, &off, &held); err != nil || off >= held || off+n <= held {
-			return false
-		}
-	}
-	return len(found) > 0
-}
-
-var heldPattern = regexp.MustCompile(`(\d+) bytes at (\d+) of (\d+): beyond what is held of the chunk`)
 
 // policies are those that the matrix is run with: SHOAL_POLICIES, separated by spaces, or what the binary knows of the usual ones.
 func policies(t *testing.T) []string {
@@ -139,7 +118,7 @@ func (f *faultCase) test(t *testing.T, policy string, seed uint64, long bool) {
 		func() error { return f.strike(s) },
 		func() error { return s.run(1) },
 		l.Stop,
-		c.Healthy,
+		func() error { return c.Healthy(true) },
 		c.Fsck,
 	} {
 		if err := step(); err != nil {
@@ -164,26 +143,13 @@ func (f *faultCase) judge(t *testing.T, l *Load, report *workload.Report) {
 	}
 	t.Logf("\n%v", res)
 	var errors []string
-	for i, cl := range l.Clients {
-		if slices.Contains(f.mayFail, cl.Role) {
-			if seen := res.Clients[i].Stats.Errors; len(seen) > 0 {
-				t.Logf("%s saw %d errors, as it may; the first: %s", cl.Name(), len(seen), some(seen[:1]))
-			}
-		} else {
-			errors = append(errors, res.Clients[i].errors()...)
-		}
+	for i := range l.Clients {
+		errors = append(errors, res.Clients[i].errors()...)
 	}
 	if len(errors) > 0 {
 		t.Errorf("programs saw errors:\n%s", some(errors))
 	}
-	wrong := slices.DeleteFunc(res.Wrong(), func(w string) bool {
-		known := f.known != nil && f.known(w)
-		if known {
-			t.Logf("KNOWN: %s", w)
-		}
-		return known
-	})
-	if len(wrong) > 0 {
+	if wrong := res.Wrong(); len(wrong) > 0 {
 		t.Errorf("lost or wrong:\n%s", some(wrong))
 	}
 	if res.Operations() == 0 {

@@ -41,9 +41,11 @@ type status struct {
 	} `json:"chunkservers"`
 	// Redundancy is absent where the cluster repairs nothing.
 	Redundancy *struct {
-		Degraded uint64 `json:"degraded"` // chunks with fewer copies or parts than they are to have
-		Lost     uint64 `json:"lost"`     // chunks that cannot be read
-		Moving   uint64 `json:"moving"`   // being repaired or moved
+		Known      bool   `json:"known"`
+		Degraded   uint64 `json:"degraded"`   // chunks with fewer shards than they are to have
+		Endangered uint64 `json:"endangered"` // likewise, and none to spare
+		Unreadable uint64 `json:"unreadable"` // of which too few are left
+		Moving     uint64 `json:"moving"`     // shards being made or moved
 	} `json:"redundancy"`
 }
 
@@ -61,7 +63,7 @@ func (c *Cluster) status() (*status, error) {
 
 // healthy tells what keeps the cluster from being whole: all servers there, nothing lost, nothing under repair. While the
 // cluster repairs nothing, copies that are missing do not count, as they will be missing for ever.
-func (s *status) healthy(metas, chunks int) error {
+func (s *status) healthy(metas, chunks int, whole bool) error {
 	leaders := 0
 	for _, m := range s.Metaservers {
 		if m.Leader {
@@ -81,22 +83,22 @@ func (s *status) healthy(metas, chunks int) error {
 			return fmt.Errorf("chunk server %s is %s: %s", cs.Address, cs.State, cs.Problem)
 		}
 	}
-	if r := s.Redundancy; r != nil {
-		if r.Degraded > 0 || r.Lost > 0 || r.Moving > 0 || len(s.Problems) > 0 {
-			return fmt.Errorf("%d chunks are degraded, %d lost, %d being moved; problems: %q", r.Degraded, r.Lost, r.Moving, s.Problems)
+	if r := s.Redundancy; whole && r != nil {
+		if !r.Known || r.Degraded > 0 || r.Endangered > 0 || r.Unreadable > 0 || r.Moving > 0 || len(s.Problems) > 0 {
+			return fmt.Errorf("%+v; problems: %q", *r, s.Problems)
 		}
 	}
 	return nil
 }
 
-// Healthy waits until the cluster is whole.
-func (c *Cluster) Healthy() error {
+// Healthy waits until all servers are well and, if it is to be whole, all chunks have all their shards.
+func (c *Cluster) Healthy(whole bool) error {
 	return c.Eventually("the cluster is healthy", func() error {
 		s, err := c.status()
 		if err != nil {
 			return err
 		}
-		return s.healthy(len(c.Metas), len(c.Chunks))
+		return s.healthy(len(c.Metas), len(c.Chunks), whole)
 	})
 }
 

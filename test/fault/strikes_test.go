@@ -181,7 +181,7 @@ func restarts(s *scene) error {
 		if err := server.Restart(); err != nil {
 			return err
 		}
-		if err := s.Healthy(); err != nil {
+		if err := s.Healthy(true); err != nil {
 			return err
 		}
 	}
@@ -191,7 +191,7 @@ func restarts(s *scene) error {
 func powerLossOfOne(s *scene) error {
 	for seed := range uint64(2) { // 0: nothing survives that was not synced
 		victim := s.victim()
-		if err := s.LosePower(seed, false, victim); err != nil {
+		if err := s.LosePower(seed, victim); err != nil {
 			return err
 		}
 		if err := s.run(1); err != nil {
@@ -200,7 +200,7 @@ func powerLossOfOne(s *scene) error {
 		if err := victim.Start(); err != nil {
 			return err
 		}
-		if err := s.Healthy(); err != nil {
+		if err := s.Healthy(true); err != nil {
 			return err
 		}
 	}
@@ -210,7 +210,7 @@ func powerLossOfOne(s *scene) error {
 func powerLossOfMeta(s *scene) error {
 	for seed := range uint64(3) {
 		leader := s.leader()
-		if err := s.LosePower(seed, false, leader); err != nil {
+		if err := s.LosePower(seed, leader); err != nil {
 			return err
 		}
 		if err := s.run(1); err != nil {
@@ -219,7 +219,7 @@ func powerLossOfMeta(s *scene) error {
 		if err := leader.Start(); err != nil {
 			return err
 		}
-		if err := s.Healthy(); err != nil {
+		if err := s.Healthy(true); err != nil {
 			return err
 		}
 	}
@@ -228,7 +228,7 @@ func powerLossOfMeta(s *scene) error {
 
 func powerLossOfAll(s *scene) error {
 	for seed := range uint64(2) {
-		if err := s.LosePower(seed, true, s.Servers()...); err != nil {
+		if err := s.LosePower(seed, s.Servers()...); err != nil {
 			return err
 		}
 		if err := s.StartAll(s.Servers()...); err != nil {

@@ -98,6 +98,13 @@ func (b *budget) release(n int64) {
 	b.serve()
 }
 
+// short tells whether bytes are waited for, or soon will be.
+func (b *budget) short() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waiting.Len() > 0 || b.free < b.size/4
+}
+
 func (b *budget) serve() {
 	for e := b.waiting.Front(); e != nil; e = b.waiting.Front() {
 		w := e.Value.(*waiter)

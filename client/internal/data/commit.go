@@ -156,13 +156,12 @@ func (f *File) publish(ctx context.Context, g *generation) (*pb.Attr, error) {
 		f.ship()
 	}
 	for refused := 0; ; {
-		durable, err := f.s.writer.settle(ctx, g)
-		if err != nil {
+		if err := f.s.writer.settle(ctx, g); err != nil {
 			return nil, err
 		}
 		p := f.s.writer.plan(g)
-		attr, err := f.publishParts(ctx, g, p)
-		f.s.writer.conclude(g, p, durable, err)
+		attr, base, err := f.publishParts(ctx, g, p)
+		f.s.writer.conclude(g, p, base, err)
 		switch {
 		case err == nil:
 			return attr, nil
@@ -193,11 +192,11 @@ func (f *File) publishInline(ctx context.Context, g *generation) (*pb.Attr, erro
 	}
 	f.mu.Unlock()
 	f.setSize(c, g)
-	attr, err := f.send(ctx, g, c)
+	r, err := f.send(ctx, g, c)
 	if err == nil {
 		f.s.metrics.inline.Inc()
 	}
-	return attr, err
+	return r.GetAttr(), err
 }
 
 func (f *File) newCommit(g *generation) *pb.Commit {
@@ -211,25 +210,28 @@ func (f *File) setSize(c *pb.Commit, g *generation) {
 	}
 }
 
-func (f *File) publishParts(ctx context.Context, g *generation, parts []*part) (attr *pb.Attr, err error) {
+// publishParts returns the attributes afterwards, and where in the file an append went.
+func (f *File) publishParts(ctx context.Context, g *generation, parts []*part) (attr *pb.Attr, base uint64, err error) {
 	for i, p := range parts {
 		c := f.newCommit(g)
 		c.Extents = p.extents
 		var ok bool
 		if c.Chunks, ok = f.s.writer.chunkCommits(p); !ok {
-			return nil, errChunkLost
+			return nil, 0, errChunkLost
 		}
 		if i == len(parts)-1 {
 			f.setSize(c, g)
 		}
-		if attr, err = f.send(ctx, g, c); err != nil {
-			return nil, err
+		r, err := f.send(ctx, g, c)
+		if err != nil {
+			return nil, 0, err
 		}
+		attr, base = r.Attr, r.Offset
 	}
-	return attr, nil
+	return attr, base, nil
 }
 
-func (f *File) send(ctx context.Context, g *generation, c *pb.Commit) (*pb.Attr, error) {
+func (f *File) send(ctx context.Context, g *generation, c *pb.Commit) (*pb.Result, error) {
 	f.mu.Lock()
 	if g.session != f.s.meta.SessionGen() || g.dead {
 		f.mu.Unlock()
@@ -248,5 +250,5 @@ func (f *File) send(ctx context.Context, g *generation, c *pb.Commit) (*pb.Attr,
 		return nil, fmt.Errorf("commit inode %d: %w", f.inode, err)
 	}
 	f.s.metrics.commits.Inc()
-	return r.Attr, nil
+	return r, nil
 }

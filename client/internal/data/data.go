@@ -9,10 +9,12 @@
 //     of their chunks and by no fewer than the layout's minimum (on their disks, for a durable commit). Until then nobody else
 //     sees any of it.
 //   - A chunk server that fails or stalls costs the writer a new chunk, never an error: bytes are kept in memory until
-//     enough servers hold them, and read back from those that do should others be lost before the commit.
+//     enough servers have them on disk, committed or not, and read back from those that have should others be lost before
+//     the commit. All servers may lose power at once, again and again: what they lost is written again, and what was committed
+//     of it relocated. Only if this client, too, ends before can a commit that was not durable be lost.
 //   - A read returns bytes that match the checksums their writer sent, or that are computed from shards that do, or waits, or
 //     fails with EIO when no copy, or too few shards, can be good.
-//   - Memory for unsent and unacknowledged data is bounded for the whole Store; a write that does not fit waits.
+//   - Memory for data that is not known to be on disk is bounded for the whole Store; a write that does not fit waits.
 //   - An error of work in the background is returned once, by the next write, commit or close of the file it befell.
 package data
 
@@ -36,6 +38,8 @@ import (
 type Meta interface {
 	// Commit applies c exactly once, however often it must be asked. When it returned, Extents shows what c published.
 	Commit(ctx context.Context, c *pb.Commit) (*pb.Result, error)
+	// Relocate has extents refer to where their bytes were written again, exactly once.
+	Relocate(ctx context.Context, r *pb.Relocate) error
 	// AllocChunks takes up to count new chunks of a layout (zero: the cluster's default), or of what can be done of it now.
 	// EAGAIN: too few servers are up.
 	AllocChunks(ctx context.Context, layout chunk.Layout, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error)
@@ -61,6 +65,7 @@ const (
 	minMemory           = 8 << 20
 	defaultStallTimeout = 3 * time.Second
 	defaultIdleTimeout  = 30 * time.Second
+	defaultSyncAfter    = 2 * time.Second
 	defaultReadTimeout  = time.Second
 	closePatience       = 3 * time.Second
 )
@@ -69,13 +74,14 @@ const (
 type StoreConfig struct {
 	Meta       Meta
 	Pool       *rpc.Pool
-	Memory     int64 // bytes of written data that no server is known to hold yet; 0: DefaultMemory, at least 8 MiB
+	Memory     int64 // bytes of written data that is not known to be on the disks of enough servers; 0: DefaultMemory, at least 8 MiB
 	CacheBytes int64 // bytes of chunk data kept for reading; 0: DefaultCache, negative: none
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are not exported
 
 	StallTimeout time.Duration // a target that acknowledges nothing for so long is given up; 0: 3 s
 	IdleTimeout  time.Duration // open chunks that nothing was written to for so long are given up; 0: 30 s
+	SyncAfter    time.Duration // written data that servers have only received is brought to their disks after so long; 0: 2 s
 	ReadTimeout  time.Duration // a replica that does not answer for so long has the next one asked beside it; 0: 1 s
 }
 
@@ -95,6 +101,7 @@ func (c *StoreConfig) setDefaults() error {
 	}
 	setDefault(&c.StallTimeout, defaultStallTimeout)
 	setDefault(&c.IdleTimeout, defaultIdleTimeout)
+	setDefault(&c.SyncAfter, defaultSyncAfter)
 	setDefault(&c.ReadTimeout, defaultReadTimeout)
 	return nil
 }
@@ -156,8 +163,9 @@ func (s *Store) File(inode uint64, attr *pb.Attr) *File {
 	return f
 }
 
-// Close publishes what is still dirty as far as that is possible within a few seconds, gives the open chunks up, and returns
-// when everything has ended. It returns the errors of files whose data could not be published.
+// Close publishes what is still dirty as far as that is possible within a few seconds, waits as long for the disks of chunk
+// servers, gives the open chunks up, and returns when everything has ended. It returns the errors of files whose data could not be
+// published. That published data may not be on enough disks yet is only logged.
 func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil
@@ -201,8 +209,9 @@ func (s *Store) drop(f *File) {
 }
 
 // relieve sends what files have buffered, so that a writer that waits for memory gets it: need bytes and, as buffers are
-// seldom full, some more.
+// seldom full, some more. What was sent before is brought to the servers' disks.
 func (s *Store) relieve(need int64) {
+	s.writer.bringAll()
 	var later []*File
 	for _, f := range s.list() {
 		switch n := f.buffered(); {

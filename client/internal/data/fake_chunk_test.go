@@ -27,6 +27,9 @@ type fakeServer struct {
 	mu        sync.Mutex
 	cond      *sync.Cond
 	chunks    map[chunk.ID][]byte
+	synced    map[chunk.ID]int // bytes of them that survive a loss of power
+	streams   map[*chunk.ID]context.CancelFunc
+	boots     int  // how often it lost power: streams of before are over
 	failAfter int  // frames, then every append fails; -1: never
 	stall     bool // acknowledge nothing
 	stallRead bool
@@ -56,9 +59,28 @@ func (s *fakeServer) heal() {
 	})
 }
 
+// losePower forgets what was not synced, and ends all streams. With keep, some of it is there by chance, but for the end.
+func (s *fakeServer) losePower(keep func(n int) int) {
+	s.set(func(s *fakeServer) {
+		s.boots++
+		for id, b := range s.chunks {
+			n := s.synced[id]
+			if keep != nil {
+				n += keep(len(b) - n)
+			}
+			if s.chunks[id] = b[:n:n]; n == 0 {
+				delete(s.chunks, id)
+			}
+		}
+		for _, cancel := range s.streams {
+			cancel()
+		}
+	})
+}
+
 func startFakeServer(t testing.TB, id chunk.ServerID) *fakeServer {
 	t.Helper()
-	s := &fakeServer{id: id, failAfter: -1, chunks: map[chunk.ID][]byte{}}
+	s := &fakeServer{id: id, failAfter: -1, chunks: map[chunk.ID][]byte{}, synced: map[chunk.ID]int{}, streams: map[*chunk.ID]context.CancelFunc{}}
 	s.cond = sync.NewCond(&s.mu)
 	var err error
 	if s.rpc, err = rpc.NewServer("127.0.0.1:0", slog.New(slog.DiscardHandler)); err != nil {
@@ -89,17 +111,51 @@ var errDown = status.Error(codes.Unavailable, "the fake server is down")
 
 func (s *fakeServer) Append(stream rpc.AppendStream) error {
 	var id chunk.ID
-	stop := context.AfterFunc(stream.Context(), func() { s.set(func(*fakeServer) {}) })
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	var boots int
+	s.set(func(s *fakeServer) {
+		boots = s.boots
+		s.streams[&id] = cancel
+	})
+	defer s.set(func(s *fakeServer) { delete(s.streams, &id) })
+	stop := context.AfterFunc(ctx, func() { s.set(func(*fakeServer) {}) })
 	defer stop()
+	type received struct {
+		head    *pb.AppendHeader
+		payload mem.BufferSlice
+		err     error
+	}
+	in := make(chan received)
+	go func() { // the end of the call ends it
+		for {
+			head, payload, err := stream.Recv()
+			select {
+			case in <- received{head, payload, err}:
+			case <-ctx.Done():
+				payload.Free()
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
 	for first := true; ; first = false {
-		head, payload, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
+		var r received
+		select {
+		case r = <-in:
+		case <-ctx.Done():
+			return errDown
+		}
+		head, payload := r.head, r.payload
+		if errors.Is(r.err, io.EOF) {
 			return nil
 		}
-		if err != nil {
-			return err
+		if r.err != nil {
+			return r.err
 		}
-		replies, err := s.appendFrame(stream.Context(), head, payload, first, &id)
+		replies, err := s.appendFrame(ctx, head, payload, first, &id, boots)
 		payload.Free()
 		if err != nil {
 			return err
@@ -115,12 +171,15 @@ func (s *fakeServer) Append(stream rpc.AppendStream) error {
 	}
 }
 
-func (s *fakeServer) appendFrame(ctx context.Context, head *pb.AppendHeader, payload mem.BufferSlice, first bool, id *chunk.ID) ([]*pb.AppendReply, error) {
+func (s *fakeServer) appendFrame(ctx context.Context, head *pb.AppendHeader, payload mem.BufferSlice, first bool, id *chunk.ID, boots int) ([]*pb.AppendReply, error) {
 	if rpc.Mismatch(payload, head.Checksums) >= 0 {
 		return nil, status.Error(codes.Aborted, "wrong checksum on arrival")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.boots != boots {
+		return nil, errDown
+	}
 	if first {
 		*id = chunk.ID(head.Chunk)
 		if chunk.ServerID(head.Server) != s.id || len(head.Cluster) != 16 || head.Session == 0 {
@@ -168,6 +227,7 @@ func (s *fakeServer) appendFrame(ctx context.Context, head *pb.AppendHeader, pay
 	r := &pb.AppendReply{Length: n}
 	if head.Durable {
 		s.syncs++
+		s.synced[*id] = int(n)
 		r.Durable = n
 	}
 	return append(out, r), nil
@@ -178,7 +238,7 @@ func (s *fakeServer) Read(ctx context.Context, req *pb.ReadRequest) (*pb.ReadHea
 	defer stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stallRead {
+	if s.stallRead && ctx.Err() == nil { // or the client has left already
 		s.stalled++
 	}
 	for s.stallRead && ctx.Err() == nil {

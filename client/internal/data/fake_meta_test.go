@@ -19,22 +19,24 @@ import (
 // fakeMeta is a metadata service in memory. It checks what the real one checks: who owns a chunk, how long it is, where it
 // was placed, how many servers hold it.
 type fakeMeta struct {
-	mu       sync.Mutex
-	version  uint64
-	gen      uint64
-	files    map[uint64]*fakeFile
-	chunks   map[chunk.ID]*fakeChunkRecord
-	next     chunk.ID
-	servers  map[chunk.ServerID]string // address
-	down     map[chunk.ServerID]bool   // not allocated on
-	replicas int
-	minimum  int
-	commits  int
-	seals    int
-	reports  []string
-	onCommit func(*pb.Commit) error // before it is applied, without the lock
-	allocErr error
-	blocked  chan struct{} // commits wait for it
+	mu                sync.Mutex
+	version           uint64
+	gen               uint64
+	files             map[uint64]*fakeFile
+	chunks            map[chunk.ID]*fakeChunkRecord
+	next              chunk.ID
+	servers           map[chunk.ServerID]string // address
+	down              map[chunk.ServerID]bool   // not allocated on
+	replicas          int
+	minimum           int
+	commits           int
+	seals             int
+	reports           []string
+	onCommit          func(*pb.Commit) error   // before it is applied, without the lock
+	onRelocate        func(*pb.Relocate) error // likewise
+	relocations, cuts int
+	allocErr          error
+	blocked           chan struct{} // commits wait for it
 }
 
 type fakeFile struct {
@@ -238,6 +240,71 @@ func (m *fakeMeta) publish(commits []*pb.ChunkCommit, sealing bool) error {
 	return nil
 }
 
+// Relocate has no hooks but that of commits.
+func (m *fakeMeta) Relocate(ctx context.Context, r *pb.Relocate) error {
+	m.mu.Lock()
+	hook := m.onRelocate
+	m.mu.Unlock()
+	if hook != nil {
+		if err := hook(r); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.publish(r.Chunks, false); err != nil {
+		return err
+	}
+	for _, a := range r.Ranges {
+		if rec := m.chunks[chunk.ID(a.Target)]; rec == nil || rec.owner != m.gen || uint64(a.At+a.To-a.From) > rec.length {
+			return fserr.New(syscall.EINVAL, "relocated to %d of chunk %v", a.At+a.To-a.From, chunk.ID(a.Target))
+		}
+	}
+	m.relocations++
+	f := m.files[r.Inode]
+	if f == nil {
+		return nil
+	}
+	for _, a := range r.Ranges {
+		var next []*pb.Extent
+		for _, e := range f.extents {
+			lo, hi := max(e.ChunkOffset, uint64(a.From)), min(e.ChunkOffset+e.Length, uint64(a.To))
+			if e.Chunk != a.Chunk || lo >= hi {
+				next = append(next, e)
+				continue
+			}
+			at := e.Offset + lo - e.ChunkOffset
+			if blocks := r.Blocks; !slices.Contains(blocks, at/posix.ExtentBlock) || !slices.Contains(blocks, (at+hi-lo-1)/posix.ExtentBlock) {
+				panic("an extent is in a block that was not named")
+			}
+			next = append(next, punch([]*pb.Extent{e}, at, at+hi-lo)...)
+			next = append(next, &pb.Extent{Offset: at, Length: hi - lo, Chunk: a.Target, ChunkOffset: uint64(a.At) + lo - uint64(a.From)})
+		}
+		slices.SortFunc(next, func(a, b *pb.Extent) int { return cmp.Compare(a.Offset, b.Offset) })
+		f.extents = next
+	}
+	return nil
+}
+
+// cut ends a chunk where nothing refers to what lies behind.
+func (m *fakeMeta) cut(cc *pb.ChunkCommit) error {
+	id := chunk.ID(cc.Chunk)
+	rec := m.chunks[id]
+	for _, f := range m.files {
+		for _, e := range f.extents {
+			if e.Chunk == cc.Chunk && e.ChunkOffset+e.Length > cc.Length {
+				return fserr.New(syscall.EINVAL, "chunk %v is cut at %d, and inode %d refers to %d", id, cc.Length, f.attr.Inode, e.ChunkOffset+e.Length)
+			}
+		}
+	}
+	if rec.owner != 0 {
+		m.seals++
+	}
+	rec.owner, rec.length = 0, min(rec.length, cc.Length)
+	m.cuts++
+	return nil
+}
+
 // setSize is what SetAttr does.
 func (m *fakeMeta) setSize(inode, size uint64) *pb.Attr {
 	m.mu.Lock()
@@ -300,7 +367,16 @@ func (m *fakeMeta) AllocChunks(ctx context.Context, layout chunk.Layout, count i
 func (m *fakeMeta) SealChunks(_ context.Context, chunks []*pb.ChunkCommit) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.publish(chunks, true)
+	var rest []*pb.ChunkCommit
+	for _, cc := range chunks {
+		if !cc.Cut {
+			rest = append(rest, cc)
+		} else if err := m.cut(cc); err != nil {
+			m.reports = append(m.reports, err.Error())
+			return err
+		}
+	}
+	return m.publish(rest, true)
 }
 
 func (m *fakeMeta) Extents(_ context.Context, inode, off, length uint64, _ bool) (*pb.ExtentsReply, error) {
@@ -327,7 +403,7 @@ func (m *fakeMeta) Extents(_ context.Context, inode, off, length uint64, _ bool)
 			if !seen[e.Chunk] {
 				seen[e.Chunk] = true
 				rec := m.chunks[chunk.ID(e.Chunk)]
-				r.Chunks = append(r.Chunks, &pb.ChunkInfo{Id: e.Chunk, Length: rec.length, Servers: slices.Clone(rec.servers), Layout: rec.layout.Proto()})
+				r.Chunks = append(r.Chunks, &pb.ChunkInfo{Id: e.Chunk, Length: rec.length, Servers: slices.Clone(rec.servers), Layout: rec.layout.Proto(), Open: rec.owner != 0})
 			}
 		}
 		r.Extents = append(r.Extents, cut)

@@ -9,7 +9,7 @@ import (
 )
 
 // frame is a run of dirty bytes on its way to a chunk, and after that the record of where in which chunk they are, until
-// they are committed.
+// they are committed and on enough disks.
 type frame struct {
 	file *File
 	gen  *generation
@@ -20,19 +20,27 @@ type frame struct {
 	policy chunk.Layout
 
 	// Guarded by writer.mu:
-	buf     mem.Buffer // nil once enough servers hold the bytes
+	buf     mem.Buffer // nil once enough servers have the bytes on disk
 	size    int64      // of buf, as it counts
 	chunk   *openChunk // nil: waits for a chunk
 	off     uint64     // in the chunk
 	room    int        // bytes there, of a code with what fills its last row up
 	cut     *stripe    // while it is sent in shards
-	settled bool       // every live target holds it, and at least the minimum
+	settled bool       // every live target has received it, and at least the minimum
+	durable bool       // likewise, and has it on disk
 	pinned  bool       // named by a commit under way
 	rescued bool       // its bytes are being read back from the chunk that they must leave
-	gone    bool       // committed or dropped: nothing refers to its bytes any more
+	gone    bool       // committed and safe, or dropped: nothing needs its bytes any more
 	full    int        // how often it was turned away by full disks
 	err     error      // the bytes are lost
 	changed chan struct{}
+
+	// Of a frame that was committed before it was durable:
+	published  bool
+	blocks     []uint64   // numbers of the parts of the file that its extents are in, ascending
+	home       *openChunk // where its extents say that it is, if its bytes had to leave
+	homeOff    uint64
+	prev, next *frame // of the same inode
 }
 
 // end is where in the chunk the frame and what fills it up end.

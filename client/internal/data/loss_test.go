@@ -83,8 +83,10 @@ func onlyChunk(t *testing.T, w *writer, inode uint64) *openChunk {
 	defer w.mu.Unlock()
 	var found *openChunk
 	for c := range w.chunks {
-		if _, ok := c.unsynced[inode]; ok {
-			found = c
+		for fr := range c.held {
+			if fr.published && fr.file.inode == inode {
+				found = c
+			}
 		}
 	}
 	if found == nil {
@@ -102,7 +104,7 @@ func dropAll(w *writer, c *openChunk) {
 }
 
 // TestSyncOfWhatNoDiskHas: data that was published when servers had received it is on no disk for certain once all of them
-// have failed. A sync must say so, whether it came before or after.
+// have failed. It is written again, and a sync waits for that, whether it came before or after.
 func TestSyncOfWhatNoDiskHas(t *testing.T) {
 	t.Run("sync after the failure", func(t *testing.T) {
 		x := newFixture(t, 4, 3, 2)
@@ -110,14 +112,14 @@ func TestSyncOfWhatNoDiskHas(t *testing.T) {
 		want := pattern(50_000, 1)
 		mustWrite(t, f, want, 0)
 		mustClose(t, f)
-		dropAll(x.store.writer, onlyChunk(t, x.store.writer, f.inode))
+		c := onlyChunk(t, x.store.writer, f.inode)
+		dropAll(x.store.writer, c)
 		f = x.open(f.inode)
-		if err := f.Commit(x.ctx(), true); !errors.Is(err, syscall.EIO) {
-			t.Errorf("sync: %v", err)
-		}
-		mustCommit(t, f, true) // said once
+		mustCommit(t, f, true)
+		x.elsewhere(f, c)
 		checkContent(t, f, want)
 		mustClose(t, f)
+		x.memoryGivenBack()
 	})
 	t.Run("sync after the session was lost", func(t *testing.T) {
 		x := newFixture(t, 3, 3, 2)
@@ -139,38 +141,63 @@ func TestSyncOfWhatNoDiskHas(t *testing.T) {
 		}
 		w.mu.Unlock()
 		mustClose(t, f)
+		if x.meta.relocations != 0 {
+			t.Error("it was moved")
+		}
+	})
+	t.Run("sync after the session and the servers were lost", func(t *testing.T) {
+		x := newFixture(t, 4, 3, 2)
+		f := x.file()
+		want := pattern(50_000, 1)
+		mustWrite(t, f, want, 0)
+		mustClose(t, f)
+		c, w := onlyChunk(t, x.store.writer, f.inode), x.store.writer
+		x.meta.loseSession()
+		dropAll(w, c)
+		f = x.open(f.inode)
+		mustCommit(t, f, true)
+		x.elsewhere(f, c)
+		checkContent(t, f, want)
+		mustClose(t, f)
 	})
 	t.Run("syncs under way", func(t *testing.T) {
 		x := newFixture(t, 4, 3, 2)
 		f := x.file()
-		mustWrite(t, f, pattern(50_000, 1), 0)
+		want := pattern(50_000, 1)
+		mustWrite(t, f, want, 0)
 		mustCommit(t, f, false)
 		c := onlyChunk(t, x.store.writer, f.inode)
 		for _, s := range x.servers {
 			s.set(func(s *fakeServer) { s.stall = true })
 		}
-		for i, err := range commitTogether(x, f, 2, func() { dropAll(x.store.writer, c) }) {
-			if !errors.Is(err, syscall.EIO) {
+		for i, err := range commitTogether(x, f, 2, func() {
+			dropAll(x.store.writer, c)
+			for _, s := range x.servers {
+				s.heal()
+			}
+		}) {
+			if err != nil {
 				t.Errorf("sync %d: %v", i, err)
 			}
 		}
-		mustCommit(t, f, true)
+		x.elsewhere(f, c)
+		checkContent(t, f, want)
 		mustClose(t, f)
 	})
-	t.Run("one disk has it", func(t *testing.T) {
-		x := newFixture(t, 4, 3, 2)
-		f := x.file()
-		mustWrite(t, f, pattern(50_000, 1), 0)
-		mustCommit(t, f, false)
-		c := onlyChunk(t, x.store.writer, f.inode)
-		w := x.store.writer
-		w.mu.Lock()
-		c.targets[0].durable = c.length
-		w.mu.Unlock()
-		dropAll(w, c)
-		mustCommit(t, f, true) // as if it had failed a moment later: it is for repair to copy it
-		mustClose(t, f)
-	})
+}
+
+// elsewhere checks that nothing of a file is in a chunk any more.
+func (x *fixture) elsewhere(f *File, c *openChunk) {
+	x.t.Helper()
+	r, err := x.meta.Extents(x.ctx(), f.inode, 0, 0, true)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	for _, e := range r.Extents {
+		if e.Chunk == uint64(c.id) {
+			x.t.Errorf("bytes %d to %d are in chunk %v still", e.Offset, e.Offset+e.Length, c.id)
+		}
+	}
 }
 
 // hooked is a metadata service that does something between answering and being heard.

@@ -19,6 +19,7 @@ type metrics struct {
 	corrupt   prometheus.Counter
 	switches  prometheus.Counter
 	resent    prometheus.Counter
+	relocated prometheus.Counter
 	commits   prometheus.Counter
 	inline    prometheus.Counter
 }
@@ -47,7 +48,7 @@ func newMetrics(s *Store, r prometheus.Registerer) *metrics {
 			s.log.Debug("a metric is registered already; it shows another file system of this process", "metric", name, "error", err)
 		}
 	}
-	gauge("write_memory_bytes", "Memory that holds written data which too few chunk servers are known to hold.", func() float64 {
+	gauge("write_memory_bytes", "Memory that holds written data which is not known to be on the disks of enough chunk servers.", func() float64 {
 		return float64(s.buffers.budget.used())
 	})
 	gauge("cache_bytes", "Chunk data kept in memory for reading.", func() float64 { return float64(s.reader.cache.used()) })
@@ -66,6 +67,7 @@ func newMetrics(s *Store, r prometheus.Registerer) *metrics {
 		corrupt:   counter("read_corrupt_total", "Replicas that were missing or did not match their checksums."),
 		switches:  counter("write_target_failures_total", "Targets given up while a chunk was written."),
 		resent:    counter("write_resent_frames_total", "Frames sent again to another chunk."),
+		relocated: counter("write_relocated_frames_total", "Frames that chunk servers lost after they were committed, and that are in another chunk now."),
 		commits:   counter("commits_total", "Metadata commits of file data."),
 		inline:    counter("inline_commits_total", "Commits that kept the data in the inode."),
 	}

@@ -22,8 +22,8 @@ const (
 // openChunk is a chunk that this client writes. writer.mu guards it.
 //
 // It is open until it is full, idle or a target failed; then it is closing: what was placed in it still goes to the live
-// targets, nothing more is placed. If fewer targets than the minimum live it is lost: what is not committed of it moves to
-// other chunks. Once nothing uncommitted is in it, metadata is told that it is sealed.
+// targets, nothing more is placed. If fewer targets than the minimum live it is lost: what is not committed of it, or not on
+// disk, moves to other chunks. Once all that is committed of it is on disk, there or elsewhere, metadata is told that it is sealed.
 //
 // All lengths and offsets are those of the chunk's bytes. Only what is said to a server counts the bytes of its shard.
 type openChunk struct {
@@ -35,20 +35,23 @@ type openChunk struct {
 	session uint64
 	targets []*target
 
-	queue []*frame // not settled, in chunk order
-	base  int      // number of the first of the queue, counted from the chunk's first frame
-	held  map[*frame]struct{}
-	owner *File // it alone places frames here
+	queue []*frame            // not settled, in chunk order
+	kept  retained            // settled, but not durable
+	base  int                 // number of the first of the queue, counted from the chunk's first frame
+	held  map[*frame]struct{} // that were placed here, or committed here, and are not committed and safe
+	owner *File               // it alone places frames here
 
 	length    uint64 // bytes placed
 	committed uint64 // bytes named in commits so far, those under way included
 	recorded  []uint32
-	commits   int // under way
+	firm      uint64 // bytes that were on enough disks at some time
+	commits   int    // under way
 	closing   bool
 	lost      bool
+	moved     bool // frames that were committed here had to leave
+	unsure    bool // it is not known what extents there are of it
 	sealed    bool // metadata was told, or need not be
 	syncEnd   uint64
-	unsynced  map[uint64]uint64 // inode -> where its last bytes end that are committed but perhaps on no disk
 	made      time.Time
 	used      time.Time
 	changed   chan struct{}
@@ -80,7 +83,7 @@ type target struct {
 func newOpenChunk(p *pool, a *pb.AllocatedChunk, session uint64) *openChunk {
 	now := time.Now()
 	c := &openChunk{w: p.w, pool: p, id: chunk.ID(a.Id), layout: chunk.LayoutOf(a.Layout), session: session,
-		held: map[*frame]struct{}{}, unsynced: map[uint64]uint64{}, made: now, used: now}
+		held: map[*frame]struct{}{}, made: now, used: now}
 	c.minimum = max(1, c.layout.Min)
 	for shard, id := range a.Servers {
 		if id == 0 { // there were not enough servers
@@ -136,7 +139,7 @@ func (c *openChunk) queued() uint64 {
 // place puts a frame at the end of the chunk and has it sent.
 func (c *openChunk) place(fr *frame) {
 	now := time.Now()
-	fr.chunk, fr.off, fr.room, fr.settled = c, c.length, c.layout.Padded(fr.n), false
+	fr.chunk, fr.off, fr.room, fr.settled, fr.durable = c, c.length, c.layout.Padded(fr.n), false, false
 	if c.layout.Coded() {
 		fr.cut = newStripe(fr, c.layout)
 	}
@@ -194,12 +197,6 @@ func (c *openChunk) holders() (live int, received, durable uint64) {
 	return live, received, durable
 }
 
-// durableTo tells whether every live target, and no fewer than the minimum, has all bytes below end on disk.
-func (c *openChunk) durableTo(end uint64) bool {
-	live, _, durable := c.holders()
-	return live >= c.minimum && durable >= end
-}
-
 // servers returns who is to be named as holding their shard of the chunk below length.
 func (c *openChunk) servers(length uint64) []uint32 {
 	var live, all []uint32
@@ -251,11 +248,11 @@ func (c *openChunk) locate(fr *frame, pos, n int) location {
 	return location{chunk: c.id, layout: c.layout, off: fr.off + uint64(pos), n: n, length: fr.end(), servers: c.readers(fr.end())}
 }
 
-// advance settles what every live target now holds.
+// advance settles what every live target has now received, and gives up the memory of what every one has on disk.
 func (c *openChunk) advance() {
-	live, received, _ := c.holders()
+	live, received, durable := c.holders()
 	if live < c.minimum {
-		received = 0
+		received, durable = 0, 0
 	}
 	for len(c.queue) > 0 && c.queue[0].end() <= received {
 		fr := c.queue[0]
@@ -265,18 +262,24 @@ func (c *openChunk) advance() {
 		fr.settled = true
 		fr.uncut()
 		c.w.settled(fr)
+		c.retain(fr)
 	}
+	c.forgo(durable)
 	c.notify()
 	c.retire()
 }
 
-// retire tells metadata that the chunk is sealed once nothing uncommitted is in it, and forgets the chunk once all has
-// ended.
+// retire tells metadata that the chunk is sealed once nothing in it is uncommitted or not on disk, and forgets the chunk once all
+// has ended.
 func (c *openChunk) retire() {
 	if !c.closing || len(c.queue) > 0 || len(c.held) > 0 || c.commits > 0 {
 		return
 	}
-	if !c.sealed {
+	switch {
+	case c.moved && !c.unsure:
+		c.sealed, c.moved = true, false
+		c.w.seal(c.remains(), c.w.session)
+	case !c.sealed:
 		c.sealed = true
 		c.w.seal(&pb.ChunkCommit{Chunk: uint64(c.id), Length: c.committed, Servers: c.sealServers(), Seal: true}, c.session)
 	}
@@ -294,6 +297,17 @@ func (c *openChunk) sealServers() []uint32 {
 		return nil
 	}
 	return c.servers(c.committed)
+}
+
+// remains says what is left of a chunk that frames had to leave: no extent refers to what no disk is known to have.
+func (c *openChunk) remains() *pb.ChunkCommit {
+	cc := &pb.ChunkCommit{Chunk: uint64(c.id), Length: min(c.firm, c.committed), Seal: true, Cut: true}
+	for _, t := range c.targets {
+		if t.durable >= c.firm {
+			cc.Servers = append(cc.Servers, uint32(t.server))
+		}
+	}
+	return cc
 }
 
 // drop gives a target up. What the others hold is enough, or the chunk is lost.
@@ -316,25 +330,32 @@ func (c *openChunk) drop(t *target, err error) {
 	c.advance()
 }
 
-// lose moves everything that no commit names to other chunks. What is not in memory any more stays held until it has been
-// read back, so that nobody deletes the chunk before.
+// lose moves everything to other chunks that no commit names, and what commits name if too few targets are left to have it on their
+// disks. What has to be read back stays held until it has been, so that nobody deletes the chunk before.
 func (c *openChunk) lose() {
 	c.lost = true
 	c.clearQueue()
 	c.close()
+	few := c.live() < c.minimum
 	var resend, reread []*frame
 	for fr := range c.held {
 		switch {
-		case fr.pinned, fr.rescued: // the commit under way decides; it moves already
+		case fr.chunk != c, fr.pinned, fr.rescued: // it moves already; the commit under way decides
+		case fr.published && fr.home == nil && !few: // it gets to the disks here
+		case fr.published && fr.home == nil:
+			fr.home, fr.homeOff = c, fr.off
+			c.moved = true
+			resend = append(resend, fr)
 		case fr.buf != nil:
 			delete(c.held, fr)
 			resend = append(resend, fr)
 		default:
-			fr.rescued, fr.settled = true, false
+			fr.rescued, fr.settled, fr.durable = true, false, false
 			reread = append(reread, fr)
 		}
 	}
 	c.w.reroute(c, resend, reread)
+	c.kept.filter(c)
 	c.notify()
 	c.retire()
 }
@@ -372,32 +393,5 @@ func (c *openChunk) diskFull() bool {
 	return len(c.targets)-full < c.minimum
 }
 
-// syncLost tells whether bytes below end, which were published without being durable, will never be on the disks of enough
-// targets to be read. If they may, what those have on disk counts where fewer than the minimum live: the chunk is as if the
-// others had failed later, and it is for repair to make their shards anew.
-func (c *openChunk) syncLost(end uint64) (lost, degraded bool) {
-	live, _, durable := c.holders()
-	possible := 0
-	for _, t := range c.targets {
-		if t.live || t.durable >= end {
-			possible++
-		}
-	}
-	return possible < c.layout.Data, live < c.minimum && durable >= end
-}
-
-// leave takes the chunk out of the writer's list. What no disk is known to hold of it is remembered for those who sync it
-// later.
-func (c *openChunk) leave() {
-	delete(c.w.chunks, c)
-	lost := 0
-	for inode, end := range c.unsynced {
-		if gone, _ := c.syncLost(end); gone {
-			c.w.cannotSync(inode, c)
-			lost++
-		}
-	}
-	if lost > 0 {
-		c.w.log.Error("too many servers of a chunk failed before published data was on their disks", "chunk", c.id, "files", lost)
-	}
-}
+// leave takes the chunk out of the writer's list.
+func (c *openChunk) leave() { delete(c.w.chunks, c) }

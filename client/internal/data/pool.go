@@ -275,18 +275,28 @@ func (p *pool) allocate(ctx context.Context, count int) error {
 func (p *pool) failWaiting(err error) {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
+	var published []*frame
 	for _, fr := range p.waiting {
+		if fr.published { // nobody would hear of it: it waits for room
+			published = append(published, fr)
+			continue
+		}
 		p.w.lost(fr, fserr.New(syscall.ENOSPC, "write inode %d: %v", fr.file.inode, err))
 	}
-	p.waiting = nil
+	p.waiting = published
 }
 
-// loseWaiting gives up what waits for a chunk.
-func (p *pool) loseWaiting(err error) {
+// loseWaiting gives up what waits for a chunk, but for what is published if that is to be kept.
+func (p *pool) loseWaiting(err error, keep bool) {
+	var published []*frame
 	for _, fr := range p.waiting {
+		if keep && fr.published {
+			published = append(published, fr)
+			continue
+		}
 		p.w.lost(fr, err)
 	}
-	p.waiting = nil
+	p.waiting = published
 }
 
 // retire ends a pool that nothing was placed in for long and that has nothing left. It is made again when it is needed.

@@ -55,7 +55,9 @@ func (r *reader) read(ctx context.Context, p piece) error {
 	todo := []span{{p.off, p.off + uint64(p.n)}}
 	for round := 0; len(todo) > 0; round++ {
 		fetch, flights, waiting := r.lookup(p, todo, round > 0)
-		if err := r.fetchSpans(ctx, p, fetch); err != nil {
+		if err := r.fetchSpans(ctx, p, fetch); errors.Is(err, errAllBad) && (p.open || r.s.writer.keeps(p.chunk)) {
+			return fmt.Errorf("%w, though %w", err, errAwaited)
+		} else if err != nil {
 			return err
 		}
 		if p.dst == nil {
@@ -97,7 +99,10 @@ func (r *reader) lookup(p piece, todo []span, alone bool) (fetch []span, flights
 			}
 			r.s.metrics.misses.Inc()
 			want := span{at.lo &^ (fetchAlign - 1), min(max((at.hi+fetchAlign-1)&^(fetchAlign-1), at.hi), p.length)}
-			if touched && at.len() < cacheBlock/2 { // the second read here: the block is worth having whole
+			switch {
+			case p.tries > 0: // what failed may be what was not asked for
+				want = at
+			case touched && at.len() < cacheBlock/2: // the second read here: the block is worth having whole
 				want = span{base, min(base+cacheBlock, p.length)}
 			}
 			want.hi = max(want.hi, at.hi)
@@ -141,6 +146,10 @@ func (r *reader) fetchSpan(ctx context.Context, p piece, s span) error {
 	}
 	r.cache.end(p.chunk, f, payload)
 	payload.Free()
+	// What was read beside what was asked for may be lost, such as the end of a chunk that was not synced.
+	if exact := (span{max(s.lo, p.off), min(s.hi, p.off+uint64(p.n))}); errors.Is(err, errAllBad) && p.dst != nil && exact != s {
+		return r.fetchSpan(ctx, p, exact)
+	}
 	return err
 }
 

@@ -17,9 +17,11 @@ func (w *writer) reroute(c *openChunk, resend, reread []*frame) {
 	slices.SortFunc(resend, func(a, b *frame) int { return int(a.off) - int(b.off) })
 	full := c.diskFull()
 	for _, fr := range resend {
-		fr.chunk, fr.off, fr.settled = nil, 0, false
+		fr.chunk, fr.off, fr.settled, fr.durable = nil, 0, false, false
 		w.s.metrics.resent.Inc()
-		if full {
+		if fr.published {
+			fr.sync = true // its extents are to change as soon as it is on disk
+		} else if full {
 			if fr.full++; fr.full >= maxFullTries {
 				w.lost(fr, fserr.New(syscall.ENOSPC, "write inode %d", fr.file.inode))
 				continue

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"syscall"
 
-	"github.com/shoalfs/shoalfs/internal/fserr"
+	"github.com/shoalfs/shoalfs/internal/posix"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -19,12 +19,13 @@ type part struct {
 }
 
 // settle waits until enough servers hold every frame of a generation, on their disks if it is to be durable, and pins the
-// frames where they are. It returns whether they are durable.
-func (w *writer) settle(ctx context.Context, g *generation) (durable bool, err error) {
+// frames where they are.
+func (w *writer) settle(ctx context.Context, g *generation) error {
 	for from := 0; ; {
 		w.mu.Lock()
-		durable = g.durable.Load()
+		durable := g.durable.Load()
 		var wait <-chan struct{}
+		var err error
 		from, wait, err = w.unsettled(g.frames, from, durable)
 		if err == nil && wait == nil {
 			// All were settled when they were looked at; are they now, all at once?
@@ -33,17 +34,17 @@ func (w *writer) settle(ctx context.Context, g *generation) (durable bool, err e
 					fr.pinned = true
 				}
 				w.mu.Unlock()
-				return durable, nil
+				return nil
 			}
 		}
 		w.mu.Unlock()
 		if err != nil {
-			return false, err
+			return err
 		}
 		select {
 		case <-wait:
 		case <-ctx.Done():
-			return false, ctx.Err()
+			return ctx.Err()
 		}
 	}
 }
@@ -52,7 +53,7 @@ func (w *writer) settle(ctx context.Context, g *generation) (durable bool, err e
 func (w *writer) unsettled(frames []*frame, from int, durable bool) (int, <-chan struct{}, error) {
 	if durable && from < len(frames) { // ask for all before waiting for the first
 		for _, fr := range frames[from:] {
-			if fr.settled {
+			if fr.settled && !fr.durable {
 				fr.chunk.sync(fr.end())
 			}
 		}
@@ -63,12 +64,9 @@ func (w *writer) unsettled(frames []*frame, from int, durable bool) (int, <-chan
 			return i, nil, fr.err
 		case !fr.settled:
 			return i, fr.wait(), nil
-		case durable && !fr.chunk.durableTo(fr.end()):
-			if fr.chunk.lost {
-				return i, fr.wait(), nil // it is being moved
-			}
+		case durable && !fr.durable:
 			fr.chunk.sync(fr.end())
-			return i, fr.chunk.wait(), nil
+			return i, fr.wait(), nil
 		}
 	}
 	return len(frames), nil, nil
@@ -136,26 +134,33 @@ func (w *writer) chunkCommits(p *part) ([]*pb.ChunkCommit, bool) {
 	return out, true
 }
 
-// conclude unpins the frames of a generation. After success they are done with; else those of chunks that were lost, or
-// refused by the metaserver, move.
-func (w *writer) conclude(g *generation, parts []*part, durable bool, err error) {
+// conclude unpins the frames of a generation. After success those that are on enough disks are done with; base is where in the file
+// the generation's offsets count from. Else those of chunks that were lost, or refused by the metaserver, move.
+func (w *writer) conclude(g *generation, parts []*part, base uint64, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err == nil {
+		g.noteBlocks(base)
+	}
 	for _, fr := range g.frames {
 		fr.pinned = false
-		if err == nil {
-			if !durable && fr.chunk != nil {
-				fr.chunk.unsynced[fr.file.inode] = max(fr.chunk.unsynced[fr.file.inode], fr.end())
+		switch {
+		case err != nil:
+			if c := fr.chunk; c != nil && (c.lost || c.session != w.session) {
+				c.lose() // no extent may name it, so that it is of no part
 			}
+		case fr.durable || len(fr.blocks) == 0:
 			w.forgetFrame(fr)
-		} else if fr.chunk != nil && fr.chunk.lost {
-			fr.chunk.lose() // no extent may name it, so that it is of no part
+		default:
+			w.publish(fr)
 		}
 	}
 	refused := refusal(err) == syscall.EINVAL
+	unsure := err != nil && (len(parts) > 1 || g.session != w.meta.SessionGen())
 	for _, p := range parts {
 		for _, c := range p.chunks {
 			c.commits--
+			c.unsure = c.unsure || unsure
 			switch {
 			case c.lost || refused:
 				c.lose()
@@ -166,58 +171,17 @@ func (w *writer) conclude(g *generation, parts []*part, durable bool, err error)
 	}
 }
 
-// syncInode returns once everything of an inode that was committed earlier without being durable is.
-func (w *writer) syncInode(ctx context.Context, inode uint64) error {
-	w.mu.Lock()
-	err := w.unsyncable[inode]
-	delete(w.unsyncable, inode)
-	ends := map[*openChunk]uint64{} // held on to: a chunk that all servers lost is forgotten at once
-	for c := range w.chunks {
-		if end, ok := c.unsynced[inode]; ok {
-			ends[c] = end
-			c.sync(end) // all, before the first is waited for
+// noteBlocks notes where in the file the frames are that are not durable.
+func (g *generation) noteBlocks(base uint64) {
+	for _, at := range g.over {
+		fr := at.fr
+		if fr.durable {
+			continue
 		}
-	}
-	w.mu.Unlock()
-	for c, end := range ends {
-		if err == nil {
-			err = w.syncChunk(ctx, c, inode, end)
-		}
-	}
-	return err
-}
-
-// syncChunk waits until what an inode has below end of a chunk is on the disks of enough servers.
-func (w *writer) syncChunk(ctx context.Context, c *openChunk, inode, end uint64) error {
-	for {
-		w.mu.Lock()
-		lost, degraded := c.syncLost(end)
-		switch {
-		case lost:
-			delete(w.unsyncable, inode) // said herewith
-			w.mu.Unlock()
-			return errUnsyncable(inode, c)
-		case degraded:
-			w.log.Warn("synced to fewer disks than wanted: servers failed between close and fsync", "inode", inode, "chunk", c.id, "live", c.live(), "minimum", c.minimum)
-		case !c.durableTo(end):
-			c.sync(end)
-			wait := c.wait()
-			w.mu.Unlock()
-			select {
-			case <-wait:
-				continue
-			case <-ctx.Done():
-				return ctx.Err()
+		for n := (base + at.off) / posix.ExtentBlock; n <= (base+at.end()-1)/posix.ExtentBlock; n++ {
+			if k := len(fr.blocks); k == 0 || fr.blocks[k-1] < n {
+				fr.blocks = append(fr.blocks, n)
 			}
 		}
-		if c.unsynced[inode] <= end {
-			delete(c.unsynced, inode)
-		}
-		w.mu.Unlock()
-		return nil
 	}
-}
-
-func errUnsyncable(inode uint64, c *openChunk) error {
-	return fserr.New(syscall.EIO, "sync inode %d: too many servers of chunk %v failed before it was on disk", inode, c.id)
 }

@@ -109,6 +109,7 @@ func (w *writer) monitor() {
 		w.followSession()
 		now := time.Now()
 		w.dropStalled(now)
+		w.bringOld(now)
 		w.closeIdle(now)
 		w.mu.Unlock()
 	}
@@ -181,41 +182,60 @@ func (w *writer) followSession() {
 	}
 	w.log.Warn("the session with the cluster was lost; data that was not published yet is lost with it")
 	w.session = gen
-	now := time.Now()
 	for _, c := range slices.Collect(maps.Keys(w.chunks)) {
-		if len(c.unsynced) == 0 && c.commits == 0 {
-			w.kill(c, errSessionLost)
-			continue
-		}
-		// What was published of it stays, and has yet to be on the servers' disks.
-		w.strip(c, errSessionLost)
-		for _, t := range c.targets {
-			t.kick(now)
-		}
-		c.retire()
+		w.expire(c)
 	}
 	for _, p := range w.pools {
-		p.loseWaiting(errSessionLost)
+		p.loseWaiting(errSessionLost, true)
 		p.spare, p.failures = nil, 0
 	}
-	w.sealing = nil
+	w.sealing = slices.DeleteFunc(w.sealing, func(s sealing) bool { return !s.chunk.Cut })
 }
 
-// strip drops everything from a chunk that is not published.
-func (w *writer) strip(c *openChunk, err error) {
-	c.sealed, c.lost, c.closing = true, true, true
+// expire drops what is not published of a chunk whose session has ended. What is published stays, and has yet to be on the servers'
+// disks; what was to be moved here goes elsewhere.
+func (w *writer) expire(c *openChunk) {
+	c.sealed, c.closing = true, true
 	c.clearQueue()
 	w.forget(c)
+	var resend []*frame
 	for fr := range c.held {
-		w.lost(fr, err)
+		switch {
+		case fr.chunk != c, fr.pinned: // it moves already; the commit under way decides
+		case !fr.published:
+			w.lost(fr, errSessionLost)
+			delete(c.held, fr)
+		case fr.home != nil:
+			delete(c.held, fr)
+			resend = append(resend, fr)
+		}
 	}
-	clear(c.held)
+	w.reroute(c, resend, nil)
+	c.kept.filter(c)
+	if len(c.held) == 0 && c.commits == 0 {
+		w.kill(c, errSessionLost)
+		return
+	}
+	now := time.Now()
+	for _, t := range c.targets {
+		t.kick(now)
+	}
 	c.notify()
+	c.retire()
 }
 
 // kill ends everything about a chunk at once.
 func (w *writer) kill(c *openChunk, err error) {
-	w.strip(c, err)
+	c.sealed, c.lost, c.closing = true, true, true
+	c.kept = retained{}
+	c.clearQueue()
+	w.forget(c)
+	for fr := range c.held {
+		if fr.chunk == c && fr.err == nil {
+			w.lost(fr, err)
+		}
+	}
+	clear(c.held)
 	for _, t := range c.targets {
 		t.live = false
 		if t.cancel != nil {
@@ -271,11 +291,14 @@ func (w *writer) unfinished() <-chan struct{} {
 func (w *writer) abandon() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	err := fserr.New(syscall.EIO, "the file system was closed before written data was published")
+	err := fserr.New(syscall.EIO, "the file system was closed before written data was published, or on disk")
+	if n := len(w.unsynced); n > 0 {
+		w.log.Error("closed before all published data was on the disks of enough servers: it is lost if they lose power now", "files", n)
+	}
 	for _, c := range slices.Collect(maps.Keys(w.chunks)) {
 		w.kill(c, err)
 	}
 	for _, p := range w.pools {
-		p.loseWaiting(err)
+		p.loseWaiting(err, false)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"sync"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc/mem"
 
@@ -26,6 +27,7 @@ type location struct {
 	servers []chunk.ServerID // of a code by the number of the shard, 0 for none
 	tries   int              // how often it was tried before
 	lost    error            // why the bytes, which were never published, are gone
+	open    bool             // a client writes the chunk
 }
 
 // piece is a part of a read that comes from a chunk.
@@ -53,8 +55,15 @@ func (v *view) size() uint64 {
 	return max(v.local, v.committed)
 }
 
+// errAwaited: every copy is damaged or missing, but whoever wrote the bytes may have them still, and write them again.
+var errAwaited = errors.New("its writer may write it again")
+
+// lostPatience is how long a read waits for that.
+const lostPatience = 30 * time.Second
+
 // ReadAt reads len(p) bytes from offset off, fewer with io.EOF at the end of the file. While no server that holds the bytes
-// can be reached it waits. EIO: every copy is damaged or missing.
+// can be reached it waits; so it does for a while if all have lost them and a client may write them again. EIO: every copy is
+// damaged or missing.
 func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fserr.New(syscall.EINVAL, "a read at offset %d", off)
@@ -64,6 +73,8 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	f.readAhead(uint64(off), len(p))
 	fresh := false
+	misses := 0          // how often in a row no copy was good, and nobody known who could write it again
+	var missed time.Time // since when no copy is good
 	for attempt := 0; ; attempt++ {
 		n, err := f.readOnce(ctx, p, uint64(off), attempt, fresh)
 		switch {
@@ -76,9 +87,21 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		case ctx.Err() != nil:
 			return 0, ctx.Err()
 		case errors.Is(err, errAllBad):
-			// The extents may have been those of a chunk that was deleted since.
-			if fresh {
+			if missed.IsZero() {
+				missed = time.Now()
+			}
+			awaited := errors.Is(err, errAwaited)
+			// The extents may have been those of a chunk that was given up since: cached ones, and fresh ones by the time they were used.
+			if misses++; awaited {
+				misses = 0
+			}
+			if misses > 2 || time.Since(missed) > lostPatience {
 				return 0, fserr.New(syscall.EIO, "read inode %d at %d: %v", f.inode, off, err)
+			}
+			if awaited {
+				if err := sleep(ctx, backoff(attempt)); err != nil {
+					return 0, err
+				}
 			}
 		case errors.Is(err, errOutdated):
 		case errors.Is(err, errUnreachable):
@@ -310,7 +333,7 @@ func locateIn(chunks []*pb.ChunkInfo, e *pb.Extent, skip uint64, n int) (locatio
 		if c.Id != e.Chunk {
 			continue
 		}
-		loc := location{chunk: chunk.ID(c.Id), layout: chunk.LayoutOf(c.Layout), off: e.ChunkOffset + skip, n: n, length: c.Length}
+		loc := location{chunk: chunk.ID(c.Id), layout: chunk.LayoutOf(c.Layout), off: e.ChunkOffset + skip, n: n, length: c.Length, open: c.Open}
 		if e.ChunkOffset > c.Length || skip+uint64(n) > c.Length-e.ChunkOffset {
 			return loc, fserr.New(syscall.EIO, "chunk %v ends at %d, an extent names %d bytes at %d", loc.chunk, c.Length, e.Length, e.ChunkOffset)
 		}

@@ -14,7 +14,6 @@ import (
 const (
 	maxExclusive   = 64      // open chunks that one file has to itself
 	exclusiveAfter = 1 << 20 // bytes after which a file takes a chunk to itself
-	maxUnsyncable  = 1 << 16 // inodes remembered because published bytes of them may be on no disk
 	maxFullTries   = 4       // chunks with full disks before a frame is given up with ENOSPC
 	// A target that waits for its disk, and one without which too few would be left, get so many times more patience.
 	syncPatience = 10
@@ -32,7 +31,8 @@ type writer struct {
 	log    *slog.Logger
 	health *health
 
-	needSeal chan struct{} // wakes the sealer
+	needSeal     chan struct{} // wakes the sealer
+	needRelocate chan struct{} // wakes the relocator
 
 	mu        sync.Mutex
 	chunks    map[*openChunk]struct{} // all that are not over yet
@@ -42,8 +42,8 @@ type writer struct {
 	sealed    chan struct{} // closed when some of them were sealed
 	session   uint64
 	closed    bool
-	// unsyncable are inodes of which published bytes may be on no disk, with the error for their next sync.
-	unsyncable map[uint64]error
+	unsynced  map[uint64]*frame // the first of those of each inode that were committed before they were durable
+	arrived   []*frame          // on enough disks in their new places, which their extents do not know of
 }
 
 type sealing struct {
@@ -53,11 +53,12 @@ type sealing struct {
 
 func newWriter(s *Store) *writer {
 	return &writer{s: s, meta: s.meta, log: s.log, health: s.health, session: s.meta.SessionGen(), chunks: map[*openChunk]struct{}{},
-		pools: map[chunk.Layout]*pool{}, unsyncable: map[uint64]error{}, needSeal: make(chan struct{}, 1)}
+		pools: map[chunk.Layout]*pool{}, unsynced: map[uint64]*frame{}, needSeal: make(chan struct{}, 1), needRelocate: make(chan struct{}, 1)}
 }
 
 func (w *writer) start() {
 	w.s.tasks.run(w.sealInBackground)
+	w.s.tasks.run(w.relocateInBackground)
 	w.s.tasks.run(w.monitor)
 }
 
@@ -82,7 +83,7 @@ func (w *writer) route(fr *frame) {
 	switch {
 	case fr.gone:
 		fr.free()
-	case fr.gen.session != w.session:
+	case fr.gen.session != w.session && !fr.published:
 		w.lost(fr, errSessionLost)
 	default:
 		p := w.poolFor(fr)
@@ -149,32 +150,24 @@ func (w *writer) release(f *File) {
 	}
 }
 
-// settled is called when enough servers hold a frame.
+// settled is called when enough servers have received a frame.
 func (w *writer) settled(fr *frame) {
 	fr.chunk.pool.failures = 0
 	w.s.metrics.written.Add(float64(fr.n))
-	fr.free()
 	fr.notify()
 }
 
-// lost records that the bytes of a frame are gone for good. Its file says so once.
+// lost records that the bytes of a frame are gone for good. Its file says so once; if they were published, whoever waits for them
+// to be on disk does.
 func (w *writer) lost(fr *frame, err error) {
 	fr.err = err
 	fr.free()
-	fr.gen.fail(err)
-	fr.notify()
-}
-
-// cannotSync records that published bytes of an inode may be on no disk. The next sync of the inode says so; of very many
-// inodes that nobody syncs, some are forgotten.
-func (w *writer) cannotSync(inode uint64, c *openChunk) {
-	if len(w.unsyncable) >= maxUnsyncable {
-		for other := range w.unsyncable {
-			delete(w.unsyncable, other)
-			break
-		}
+	if fr.published {
+		w.synced(fr)
+	} else {
+		fr.gen.fail(err)
 	}
-	w.unsyncable[inode] = errUnsyncable(inode, c)
+	fr.notify()
 }
 
 // discard drops frames that nobody wants any more.
@@ -187,6 +180,9 @@ func (w *writer) discard(frames []*frame) {
 }
 
 func (w *writer) forgetFrame(fr *frame) {
+	if fr.published { // it is needed until it is safe
+		return
+	}
 	fr.gone, fr.pinned = true, false
 	fr.notify()
 	queued := fr.chunk != nil && !fr.settled && fr.err == nil

@@ -19,6 +19,13 @@ func (c *Client) Commit(ctx context.Context, op *pb.Commit) (*pb.Result, error) 
 	return c.Mutate(ctx, credNone, &pb.Op{Op: &pb.Op_Commit{Commit: op}})
 }
 
+// Relocate has extents of a file refer to where their bytes were written again. It fails with EIO when the session ended before the
+// answer came.
+func (c *Client) Relocate(ctx context.Context, op *pb.Relocate) error {
+	_, err := c.Mutate(ctx, credNone, &pb.Op{Op: &pb.Op_Relocate{Relocate: op}})
+	return err
+}
+
 // AllocChunks takes new chunks of a layout, of the cluster's default one if it is zero. Those that come may be of another
 // layout, when too few servers are up for the one wanted. EAGAIN: too few chunk servers are healthy now.
 func (c *Client) AllocChunks(ctx context.Context, layout chunk.Layout, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error) {

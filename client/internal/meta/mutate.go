@@ -122,7 +122,7 @@ func (c *Client) mutate(ctx context.Context, cred posix.Cred, op *pb.Op, open bo
 // portable tells whether an operation means the same in another session.
 func portable(op *pb.Op) bool {
 	switch op.Op.(type) {
-	case *pb.Op_Commit, *pb.Op_SealChunks, *pb.Op_ReleaseInodes, *pb.Op_CloseSession:
+	case *pb.Op_Commit, *pb.Op_Relocate, *pb.Op_SealChunks, *pb.Op_ReleaseInodes, *pb.Op_CloseSession:
 		return false
 	}
 	return true

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/shoalfs/shoalfs/internal/fserr"
+	"github.com/shoalfs/shoalfs/internal/posix"
 	"github.com/shoalfs/shoalfs/internal/rpc"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
@@ -146,4 +147,17 @@ func (c *Client) fsckAt(ctx context.Context, t *target, repair bool, each func(*
 			return true, nil
 		}
 	}
+}
+
+// ApplyPolicy has files stored as their policies say and tells how far each is. It goes on as long as it is asked for again.
+func (c *Client) ApplyPolicy(ctx context.Context, cred posix.Cred, inodes []uint64, keep bool) (*pb.ApplyPolicyReply, error) {
+	var r *pb.ApplyPolicyReply
+	err := c.order(ctx, "ApplyPolicy", nil, func(ctx context.Context, api pb.MetaClient) (err error) {
+		r, err = api.ApplyPolicy(ctx, &pb.ApplyPolicyRequest{Cred: credOf(cred), Inodes: inodes, Keep: keep})
+		return err
+	})
+	if err == nil && len(r.GetFiles()) != len(inodes) {
+		return nil, fserr.New(syscall.EIO, "the metaserver's answer is about %d of %d files", len(r.GetFiles()), len(inodes))
+	}
+	return r, err
 }

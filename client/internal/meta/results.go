@@ -56,6 +56,8 @@ func (c *cache) begin(op *pb.Op, open bool) *ticket {
 		t.add(op.Commit.Inode)
 	case *pb.Op_SetLayout:
 		t.add(op.SetLayout.Inode)
+	case *pb.Op_Relocate:
+		t.add(op.Relocate.Inode)
 	}
 	for i, ino := range t.inodes {
 		p := c.pending[ino]
@@ -187,6 +189,8 @@ func (c *cache) apply(t *ticket, op *pb.Op, r *pb.Result) {
 		c.own(t, r, r.Attr, op.Commit.Inode)
 	case *pb.Op_SetLayout:
 		c.own(t, r, r.Attr, op.SetLayout.Inode)
+	case *pb.Op_Relocate:
+		c.forget(op.Relocate.Inode) // its version is the same, but not where its data is
 	}
 }
 

@@ -2,7 +2,6 @@ package faultfs
 
 import (
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path"
@@ -53,35 +52,6 @@ type Disk struct {
 func Mount(dir, backing string) (*Disk, error) {
 	d := &Disk{dir: dir, tree: newTree(backing)}
 	return d, d.mount()
-}
-
-func (d *Disk) mount() error {
-	server, err := gofuse.NewServer(&fuseFS{RawFileSystem: gofuse.NewDefaultRawFileSystem(), d: d, tree: d.tree, lists: map[uint64][]gofuse.DirEntry{}}, d.dir, &gofuse.MountOptions{
-		DirectMountStrict: true, Name: "faultfs", FsName: "faultfs", MaxWrite: 1 << 20, MaxBackground: 64, DisableXAttrs: true, DisableReadDirPlus: true,
-		// A new mtime alone drops no pages, as it does not on a disk.
-		DisabledCapabilities: gofuse.CAP_AUTO_INVAL_DATA,
-	})
-	if err != nil {
-		return fmt.Errorf("mount on %s: %w", d.dir, err)
-	}
-	go server.Serve() // ends with the mount
-	if err := server.WaitMount(); err != nil {
-		return fmt.Errorf("mount on %s: %w", d.dir, err)
-	}
-	d.mu.Lock()
-	d.server = server
-	d.mu.Unlock()
-	return nil
-}
-
-// Unmount takes the disk away; nothing may be using it.
-func (d *Disk) Unmount() error {
-	d.Fail()
-	if err := d.kernel().Unmount(); err != nil {
-		return fmt.Errorf("unmount %s: %w", d.dir, err)
-	}
-	d.tree.close()
-	return nil
 }
 
 func (d *Disk) kernel() *gofuse.Server {

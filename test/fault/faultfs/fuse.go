@@ -21,6 +21,10 @@ type fuseFS struct {
 	next  uint64
 }
 
+func newFuseFS(d *Disk) *fuseFS {
+	return &fuseFS{RawFileSystem: gofuse.NewDefaultRawFileSystem(), d: d, tree: d.tree, lists: map[uint64][]gofuse.DirEntry{}}
+}
+
 // remember is how long the kernel may believe what it was told: nothing changes but by its own doing.
 const remember = time.Hour
 

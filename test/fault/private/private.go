@@ -11,13 +11,14 @@ import (
 	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
-const env = "SHOAL_PRIVATE_MOUNTS"
+// Env is set in a program that has mounts of its own, and so in those that it starts.
+const Env = "SHOAL_PRIVATE_MOUNTS"
 
 // Mounts starts the program anew in a mount namespace of its own, unless it is in one already. It is to be called before
 // anything else is done. What is mounted from then on is gone when the program and all processes that it started are, however they
 // end: a test that is killed leaves no dead mounts behind. It needs root, and does nothing without.
 func Mounts() {
-	if !testenv.IsRoot() || os.Getenv(env) != "" {
+	if !testenv.IsRoot() || os.Getenv(Env) != "" {
 		return
 	}
 	if err := mounts(); err != nil {
@@ -34,5 +35,8 @@ func mounts() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
-	return unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), env+"=1"))
+	if err := os.Setenv(Env, "1"); err != nil {
+		return err
+	}
+	return unix.Exec("/proc/self/exe", os.Args, os.Environ())
 }

@@ -10,7 +10,6 @@ import (
 type segment struct {
 	from, to int64
 	stamps   []Stamp // the newest last
-	mayFail  bool    // to read it
 }
 
 // content is what may be found in a file.
@@ -26,30 +25,28 @@ type candidate struct{ *content }
 // before is what was acknowledged at some time about a name.
 type before struct {
 	path   string
-	first  int // the binding that held; -1: there was none
-	floors map[*file]floor
+	first  int           // the binding that held; -1: there was none
+	floors map[*file]int // how many of its writes were published
 }
-
-type floor struct{ published, durable int }
 
 // before says what is acknowledged now.
 func (h *History) before(path string) before {
-	b := before{path: path, first: -1, floors: map[*file]floor{}}
+	b := before{path: path, first: -1, floors: map[*file]int{}}
 	for i, x := range h.paths[path] {
 		if x.acked {
 			b.first = i
 			clear(b.floors)
 		}
 		if x.file != nil {
-			b.floors[x.file] = floor{x.file.published, x.file.durable}
+			b.floors[x.file] = x.file.published
 		}
 	}
 	return b
 }
 
-// allowed says what a read may have returned that began at before, and has ended now. What a loss of power hit may be lost
-// unless it was durable.
-func (h *History) allowed(b before, l *losses) []candidate {
+// allowed says what a read may have returned that began at before, and has ended now. Whatever fails, what was published stays: a
+// client whose servers lose power writes again what they lost.
+func (h *History) allowed(b before) []candidate {
 	var out []candidate
 	if b.first < 0 {
 		out = append(out, candidate{})
@@ -59,24 +56,22 @@ func (h *History) allowed(b before, l *losses) []candidate {
 			out = append(out, candidate{})
 			continue
 		}
-		out = append(out, candidate{x.file.content(b.floors[x.file], l)})
+		out = append(out, candidate{x.file.content(b.floors[x.file])})
 	}
 	return out
 }
 
-// content says what may be in a file of which so much was acknowledged.
-func (f *file) content(fl floor, l *losses) *content {
+// content says what may be in a file of which so many writes were published.
+func (f *file) content(published int) *content {
 	c := &content{file: f}
 	for i := range f.writes {
-		w := &f.writes[i]
-		lossy := i >= fl.durable && l.hit(w)
-		c.put(w, i < fl.published && !lossy, lossy)
+		c.put(&f.writes[i], i < published)
 	}
 	return c
 }
 
 // put adds a write. One that is settled replaces what was there before; of one that is not, it cannot be known.
-func (c *content) put(w *write, settled, lossy bool) {
+func (c *content) put(w *write, settled bool) {
 	end := w.off + w.len
 	if end > c.max {
 		c.segments = append(c.segments, segment{from: c.max, to: end, stamps: []Stamp{0}})
@@ -94,7 +89,6 @@ func (c *content) put(w *write, settled, lossy bool) {
 	for ; i < j; i++ {
 		s := &c.segments[i]
 		s.stamps = append(slices.Clone(s.stamps), w.stamp)
-		s.mayFail = s.mayFail || lossy
 	}
 }
 

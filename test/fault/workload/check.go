@@ -39,17 +39,13 @@ func ReadReport(path string) (*Report, error) {
 
 // check is the role of a checker. What is wrong is in the report; an error says that it could not be found out.
 func (c Config) check(fsys FS) error {
-	lost := losses{tail: tail{path: c.Faults}}
-	if err := lost.refresh(); err != nil {
-		return err
-	}
 	r := new(Report)
 	for _, journal := range c.Writers {
 		h, err := OpenHistory(journal)
 		if err != nil {
 			return err
 		}
-		r.files(fsys, h, &lost)
+		r.files(fsys, h)
 	}
 	for _, journal := range c.Trees {
 		h, err := OpenHistory(journal)
@@ -79,7 +75,7 @@ func (r *Report) add(path, format string, args ...any) {
 }
 
 // files compares all files of a writer.
-func (r *Report) files(fsys FS, h *History, lost *losses) {
+func (r *Report) files(fsys FS, h *History) {
 	there := map[string]bool{}
 	dirs := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(h.paths)) {
@@ -99,7 +95,7 @@ func (r *Report) files(fsys FS, h *History, lost *losses) {
 		}
 		there[name] = !errors.Is(err, fs.ErrNotExist)
 		r.Bytes += seen.bytes
-		for _, problem := range judge(h.allowed(h.before(name), lost), seen, true) {
+		for _, problem := range judge(h.allowed(h.before(name)), seen, true) {
 			r.add(name, "%s", problem)
 		}
 	}

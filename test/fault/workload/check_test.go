@@ -2,7 +2,6 @@ package workload
 
 import (
 	"context"
-	"encoding/json"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -73,7 +72,7 @@ func work(t *testing.T, c Config, operations int) {
 func laidOut(t *testing.T) Config {
 	t.Helper()
 	base := t.TempDir()
-	c := Config{Dir: filepath.Join(base, "fs"), Root: "/load", Large: 1 << 20, Seed: 3, Faults: filepath.Join(base, "faults.journal")}
+	c := Config{Dir: filepath.Join(base, "fs"), Root: "/load", Large: 1 << 20, Seed: 3}
 	w, n := c, c
 	w.Role, w.Name, w.Journal = Writer, "writer", filepath.Join(base, "writer.journal")
 	n.Role, n.Name, n.Journal = Names, "names", filepath.Join(base, "names.journal")
@@ -162,53 +161,5 @@ func TestCheckerFindsWhatIsBroken(t *testing.T) {
 	}
 	if wrong := checked(t, c); wrong != nil {
 		t.Errorf("all was mended, and the checker found\n%s", strings.Join(wrong, "\n"))
-	}
-}
-
-// TestWhatALossOfPowerExcuses: what was closed and not synced may be gone, what was synced may not, nor what was written later.
-func TestWhatALossOfPowerExcuses(t *testing.T) {
-	base := t.TempDir()
-	h := &History{files: map[int64]*file{}, paths: map[string][]binding{}, tree: NewTree()}
-	entries := []Entry{
-		{Seq: 1, Op: opCreate, File: 1, Path: "/f"}, {Seq: 1, Op: opCreate, File: 1, Path: "/f", Done: true},
-		{Seq: 2, Op: opWrite, File: 1, Len: 100, Stamp: 2, At: 10}, {Seq: 2, Op: opWrite, File: 1, Len: 100, Done: true, At: 11},
-		{Seq: 3, Op: opSync, File: 1}, {Seq: 3, Op: opSync, File: 1, Done: true},
-		{Seq: 4, Op: opWrite, File: 1, Off: 100, Len: 100, Stamp: 4, At: 20}, {Seq: 4, Op: opWrite, File: 1, Off: 100, Len: 100, Done: true, At: 21},
-		{Seq: 5, Op: opClose, File: 1}, {Seq: 5, Op: opClose, File: 1, Done: true},
-		{Seq: 6, Op: opWrite, File: 1, Off: 200, Len: 100, Stamp: 6, At: 60}, {Seq: 6, Op: opWrite, File: 1, Off: 200, Len: 100, Done: true, At: 61},
-		{Seq: 7, Op: opClose, File: 1}, {Seq: 7, Op: opClose, File: 1, Done: true},
-	}
-	var b []byte
-	for i := range entries {
-		h.add(&entries[i])
-	}
-	for _, e := range []Entry{{Seq: 1, Op: opLost, At: 40}, {Seq: 1, Op: opLost, At: 50, Done: true}} {
-		line, err := json.Marshal(e)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b = append(append(b, line...), '\n')
-	}
-	lost := &losses{tail: tail{path: filepath.Join(base, "faults")}}
-	if err := os.WriteFile(lost.tail.path, b, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := lost.refresh(); err != nil {
-		t.Fatal(err)
-	}
-	c := h.allowed(h.before("/f"), lost)[0]
-	good := make([]byte, 300)
-	Stamp(2).Fill(good[:100], 0)
-	Stamp(4).Fill(good[100:200], 100)
-	Stamp(6).Fill(good[200:], 200)
-	for from, excused := range map[int]bool{0: false, 100: true, 200: false} {
-		seen := append([]byte{}, good...)
-		clear(seen[from : from+100])
-		if bad := c.compare(seen, 0); (bad == nil) != excused {
-			t.Errorf("zeros at [%d,%d): %v", from, from+100, bad)
-		}
-		if got := c.lossy(int64(from), int64(from+100)); got != excused {
-			t.Errorf("[%d,%d) may be unreadable: %v", from, from+100, got)
-		}
 	}
 }

@@ -35,7 +35,6 @@ type Config struct {
 	Journal string   // file that the client makes; that of a checker gets its Report
 	Writers []string // journals, for readers and checkers
 	Trees   []string // journals of Names, for checkers
-	Faults  string   // journal of faults
 	Rate    int64    // bytes a second, or operations of Names; 0: as fast as it goes
 	Large   int64    // size of the largest files
 }

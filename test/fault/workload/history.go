@@ -1,10 +1,5 @@
 package workload
 
-import (
-	"math"
-	"time"
-)
-
 // History is what a client did, as its journal says.
 type History struct {
 	tail  tail
@@ -19,8 +14,8 @@ type History struct {
 type file struct {
 	id     int64
 	writes []write
-	// The first so many writes are seen by whoever opens the file from now on, and survive a loss of power of all servers.
-	published, durable int
+	// The first so many writes are seen by whoever opens the file from now on.
+	published int
 	// failed: an operation on it failed. Nothing that it may have done counts as published any more.
 	failed bool
 }
@@ -28,7 +23,6 @@ type file struct {
 type write struct {
 	seq, off, len int64
 	stamp         Stamp
-	at            time.Duration // when it began
 }
 
 // binding is what a name was made to mean.
@@ -69,7 +63,7 @@ func (h *History) begin(e *Entry) {
 		h.files[e.File] = f
 		h.bind(e.Path, f)
 	case opWrite, opAppend:
-		f.writes = append(f.writes, write{e.Seq, e.Off, e.Len, e.Stamp, e.At})
+		f.writes = append(f.writes, write{e.Seq, e.Off, e.Len, e.Stamp})
 	case opRename:
 		if f != nil { // else it is of the tree
 			h.bind(e.Path, nil)
@@ -98,11 +92,7 @@ func (h *History) end(e *Entry) {
 		return
 	}
 	switch e.Op {
-	case opSync:
-		if !f.failed {
-			f.published, f.durable = len(f.writes), len(f.writes)
-		}
-	case opClose:
+	case opSync, opClose:
 		if !f.failed {
 			f.published = len(f.writes)
 		}
@@ -117,35 +107,4 @@ func (h *History) end(e *Entry) {
 func (h *History) ack(path string) {
 	b := h.paths[path]
 	b[len(b)-1].acked = true
-}
-
-// loss is a time in which power failed.
-type loss struct{ from, to time.Duration }
-
-// losses reads the journal of faults.
-type losses struct {
-	tail tail
-	list []loss
-}
-
-func (l *losses) refresh() error {
-	return l.tail.next(func(e *Entry) {
-		switch {
-		case e.Op != opLost:
-		case e.Done:
-			l.list[len(l.list)-1].to = e.At
-		default:
-			l.list = append(l.list, loss{e.At, math.MaxInt64})
-		}
-	})
-}
-
-// hit tells whether power failed after a write had begun.
-func (l *losses) hit(w *write) bool {
-	for _, x := range l.list {
-		if w.at < x.to {
-			return true
-		}
-	}
-	return false
 }

@@ -30,8 +30,6 @@ const (
 
 	// Found is no operation: something that the client saw is wrong.
 	opFound = "found"
-	// Lost is an entry of the journal of faults: from begin to end, what is not synced may be lost.
-	opLost = "power loss"
 )
 
 // Entry is a line of a journal. An operation has two, one before it begins and one when it returned.
@@ -121,11 +119,6 @@ func (j *Journal) Do(e Entry, do func(*Entry) error) error {
 func (j *Journal) Found(path, format string, args ...any) {
 	j.seq++
 	j.put(&Entry{Seq: j.seq, Op: opFound, Path: path, Done: true, Errno: syscall.EILSEQ, Err: fmt.Sprintf(format, args...)})
-}
-
-// LosePower notes that power fails while do runs, and what was not synced may be lost.
-func (j *Journal) LosePower(do func() error) error {
-	return j.Do(Entry{Op: opLost}, func(*Entry) error { return do() })
 }
 
 // errnoOf is the errno of an error, EIO where it has none.

@@ -121,19 +121,9 @@ func (c candidate) judge(o *observation, readable bool) (wrong []string) {
 			}
 			continue
 		}
-		if readable && !c.lossy(p.off, p.off+p.want) {
+		if readable {
 			wrong = append(wrong, fmt.Sprintf("[%d,%d) cannot be read: %v", p.off, p.off+p.want, p.err))
 		}
 	}
 	return wrong
-}
-
-// lossy tells whether a range contains something that may be lost, so that reading it may fail.
-func (c *content) lossy(from, to int64) bool {
-	for _, s := range c.segments {
-		if s.from < to && from < s.to && s.mayFail {
-			return true
-		}
-	}
-	return false
 }

@@ -10,8 +10,6 @@ import (
 // read is the role of a reader: it reads files of the writers, at random, and compares them with what their journals say was
 // acknowledged before and begun until then.
 func (p part) read(ctx context.Context) error {
-	var lost losses
-	lost.tail.path = p.Faults
 	var writers []*History
 	for _, name := range p.Writers {
 		h, err := OpenHistory(name)
@@ -36,10 +34,7 @@ func (p part) read(ctx context.Context) error {
 		if err := h.Refresh(); err != nil {
 			return err
 		}
-		if err := lost.refresh(); err != nil {
-			return err
-		}
-		for _, problem := range judge(h.allowed(b, &lost), seen, false) {
+		for _, problem := range judge(h.allowed(b), seen, false) {
 			p.j.Found(name, "by a reader: %s", problem)
 		}
 		p.pace.spend(ctx, max(seen.bytes, 4<<10))

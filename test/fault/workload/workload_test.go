@@ -45,7 +45,7 @@ func TestAllowedAgainstModel(t *testing.T) {
 			w := &write{seq: int64(i), off: rapid.Int64Range(0, size-1).Draw(t, "off"), stamp: stampOf(7, uint64(i))}
 			w.len = rapid.Int64Range(1, size-w.off).Draw(t, "len")
 			settled := rapid.Bool().Draw(t, "settled")
-			c.put(w, settled, false)
+			c.put(w, settled)
 			high = max(high, w.off+w.len)
 			for b := w.off; b < w.off+w.len; b++ {
 				if settled {
@@ -80,7 +80,7 @@ func TestAllowedAgainstModel(t *testing.T) {
 
 func TestCompareFindsExactlyWhatIsWrong(t *testing.T) {
 	f := &file{writes: []write{{seq: 1, off: 0, len: 1000, stamp: 11}, {seq: 2, off: 300, len: 200, stamp: 22}}, published: 1}
-	c := f.content(floor{published: 1}, new(losses))
+	c := f.content(1)
 	good := make([]byte, 1000)
 	Stamp(11).Fill(good, 0)
 	Stamp(22).Fill(good[350:400], 350) // the write that is not settled may be there in part

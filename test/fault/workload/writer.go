@@ -208,8 +208,7 @@ func (w *writer) verifyOpen(f File, name string, model *file) bool {
 		e.Len = seen.bytes
 		return seen.err()
 	}) == nil
-	all := floor{len(model.writes), len(model.writes)}
-	for _, problem := range judge([]candidate{{model.content(all, new(losses))}}, seen, false) {
+	for _, problem := range judge([]candidate{{model.content(len(model.writes))}}, seen, false) {
 		w.j.Found(name, "by its own writer: %v", problem)
 	}
 	return ok
