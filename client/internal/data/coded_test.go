@@ -65,6 +65,7 @@ func TestCodedRoundTrip(t *testing.T) {
 				if copies > 0 || (wide > 0) != (size > 1<<20-100_000) || (packed > 0) != (size%(1<<20) < 1<<20-100_000 && size != 1<<20) {
 					t.Errorf("%d wide, %d packed, %d copied chunks", wide, packed, copies)
 				}
+				mustCommit(t, f, true)
 				mustClose(t, f)
 				x.memoryGivenBack()
 			})

@@ -90,7 +90,7 @@ func TestTooFewShards(t *testing.T) {
 // TestReadHedgesAroundStalledShard: a server that does not answer costs a read the soft timeout once, and is then left alone
 // for a while.
 func TestReadHedgesAroundStalledShard(t *testing.T) {
-	x := newCodedFixture(t, 6, "ec=4+2", func(c *StoreConfig) { c.ReadTimeout = 300 * time.Millisecond; c.CacheBytes = -1 })
+	x := newCodedFixture(t, 6, "ec=4+2", func(c *StoreConfig) { c.ReadTimeout = patience * 300 * time.Millisecond; c.CacheBytes = -1 })
 	want := pattern(4<<20, 1)
 	f := x.committed(want)
 	r, err := x.meta.Extents(x.ctx(), f.inode, 0, 0, false)
@@ -106,7 +106,7 @@ func TestReadHedgesAroundStalledShard(t *testing.T) {
 	begin := time.Now()
 	checkContent(t, f, want)
 	asked := waited()
-	if d := time.Since(begin); d < 300*time.Millisecond || d > 20*time.Second || asked == 0 {
+	if d := time.Since(begin); d < patience*300*time.Millisecond || d > 20*time.Second || asked == 0 {
 		t.Errorf("the first read took %v and asked %d times", d, asked)
 	}
 	begin = time.Now()

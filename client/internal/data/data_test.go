@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ import (
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue { // the model test waits for timeouts again and again
-		if err := f.Value.Set("20"); err != nil {
+		if err := f.Value.Set(strconv.Itoa(20 / min(patience, 2))); err != nil {
 			panic(err)
 		}
 	}
@@ -51,7 +52,7 @@ func newFixture(t testing.TB, servers, replicas, minimum int, change ...func(*St
 		x.meta.servers[s.id] = s.address()
 	}
 	cfg := StoreConfig{Meta: x.meta, Pool: x.pool, Memory: 32 << 20, CacheBytes: 16 << 20, Logger: slog.New(slog.DiscardHandler),
-		StallTimeout: testStall, IdleTimeout: time.Minute, ReadTimeout: 100 * time.Millisecond}
+		StallTimeout: testStall, IdleTimeout: time.Minute, ReadTimeout: patience * 100 * time.Millisecond}
 	for _, c := range change {
 		c(&cfg)
 	}

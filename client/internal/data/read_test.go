@@ -20,6 +20,7 @@ func (x *fixture) committed(want []byte) *File {
 	x.t.Helper()
 	f := x.file()
 	mustWrite(x.t, f, want, 0)
+	mustCommit(x.t, f, true) // else this client could write it again
 	mustClose(x.t, f)
 	x.store.reader.cache.clear()
 	return x.open(f.inode)

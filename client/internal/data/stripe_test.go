@@ -34,7 +34,7 @@ func codeOf(t interface{ Fatal(...any) }, l chunk.Layout, b []byte) [][]byte {
 
 // checkOften is rapid.Check for what takes little time.
 func checkOften(t *testing.T, prop func(*rapid.T)) {
-	for range 10 {
+	for range 10 / patience {
 		rapid.Check(t, prop)
 	}
 }

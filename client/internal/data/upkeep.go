@@ -123,8 +123,10 @@ func (w *writer) dropStalled(now time.Time) {
 	var drop []stalled
 	for c := range w.chunks {
 		live, _, _ := c.holders()
+		// When chunk after chunk is lost it may as well be this machine that is slow.
+		timeout := w.s.cfg.StallTimeout << min(c.pool.failures, maxPatience)
 		for _, t := range c.targets {
-			limit := w.s.cfg.StallTimeout
+			limit := timeout
 			switch {
 			case t.syncing() && (live <= c.minimum || c.closing || c.wanted > t.durable):
 				limit *= syncPatience

@@ -20,6 +20,7 @@ const (
 	syncPatience  = 10
 	bringPatience = 3
 	lastPatience  = 5
+	maxPatience   = 3 // how often patience doubles while no frame settles
 )
 
 // writer places frames in chunks and sees to it that enough servers hold them. All of its state, that of chunks, targets
