@@ -131,8 +131,8 @@ func fileSum(path string) (sum [sha256.Size]byte, err error) {
 	return [sha256.Size]byte(h.Sum(nil)), nil
 }
 
-// TestBitRot flips a bit in chunk files: with one copy damaged every read is right, with all copies damaged it fails with
-// EIO, and wrong bytes are never returned.
+// TestBitRot flips a bit in chunk files: with some copies damaged every read is right and a scrub has them repaired, with all
+// copies damaged a read fails with EIO, and wrong bytes are never returned.
 func TestBitRot(t *testing.T) {
 	c := startProcesses(t, 1, 3)
 	data := make([]byte, 3<<20+12345)
@@ -146,8 +146,10 @@ func TestBitRot(t *testing.T) {
 		for _, p := range append([]*process{c.mount}, c.chunks...) {
 			p.end(syscall.SIGTERM)
 		}
-		if flipped := flipBits(t, filepath.Join(c.dir, fmt.Sprintf("chunk-%d", damaged), "chunks")); flipped == 0 {
-			t.Fatalf("chunk-%d holds no chunk to damage", damaged)
+		for server := 1; server <= damaged; server++ {
+			if flipBits(t, filepath.Join(c.dir, fmt.Sprintf("chunk-%d", server), "chunks")) == 0 {
+				t.Fatalf("chunk-%d holds no chunk to damage", server)
+			}
 		}
 		c.all(c.chunks, (*process).start)
 		c.mount.start()
@@ -162,6 +164,13 @@ func TestBitRot(t *testing.T) {
 		case damaged == 3 && !isErrno(err, syscall.EIO):
 			t.Fatalf("with every copy damaged: %v, want EIO", err)
 		}
+		if damaged == 3 {
+			continue
+		}
+		if out, err := c.shoal("scrub"); err != nil {
+			t.Fatalf("scrub: %v\n%s", err, out)
+		}
+		c.sound()
 	}
 }
 
