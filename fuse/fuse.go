@@ -196,7 +196,8 @@ func (s *Server) Wait() error {
 func (s *Server) Done() <-chan struct{} { return s.done }
 
 // Unmount takes the mount away and waits until all that was written is committed. Where programs still use the mount, it
-// is taken out of the directory tree at once, and what these have open fails from then on.
+// is taken out of the directory tree at once, and what these have open fails from then on; so it does where other mount
+// namespaces got a copy of the mount.
 func (s *Server) Unmount() error {
 	select {
 	case <-s.done:
@@ -204,20 +205,39 @@ func (s *Server) Unmount() error {
 	default:
 	}
 	err := unmountPatiently(s.dir)
-	if errors.Is(err, syscall.EBUSY) {
+	switch {
+	case errors.Is(err, syscall.EBUSY):
 		s.log.Warn("the mount is in use and is detached; what is still open there fails from now on", "dir", s.dir)
-		ctx, cancel := context.WithTimeout(s.fs.ctx, closeTimeout)
-		s.fs.flushAll(ctx)
-		cancel()
-		if err = unmount(s.dir, true); err == nil && !s.abort() {
-			return nil // the connection ends with this process
+		s.commitOpen()
+		err = unmount(s.dir, true)
+	case err == nil:
+		select {
+		case <-s.fs.unmounted:
+			<-s.done
+			return nil
+		case <-time.After(elsewhereAfter):
 		}
+		s.log.Warn("another mount namespace has the mount, too, such as that of a container; it fails there from now on", "dir", s.dir)
+		s.commitOpen()
 	}
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", s.dir, err)
 	}
+	if !s.abort() {
+		return nil // the connection ends with this process
+	}
 	<-s.done
 	return nil
+}
+
+// elsewhereAfter is how long the kernel may take to say that the last mount of the file system is gone.
+const elsewhereAfter = 2 * time.Second
+
+// commitOpen commits what is open before it is cut off.
+func (s *Server) commitOpen() {
+	ctx, cancel := context.WithTimeout(s.fs.ctx, closeTimeout)
+	defer cancel()
+	s.fs.flushAll(ctx)
 }
 
 // abort ends the connection to the kernel of a detached mount, which otherwise lasts until the last program has closed its

@@ -171,6 +171,34 @@ func TestUnmountFromOutside(t *testing.T) {
 	}
 }
 
+// TestUnmountCopied: another mount namespace that got a copy of the mount, as that of a container may, does not keep it from ending.
+func TestUnmountCopied(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.NeedPrograms(t, "unshare")
+	sub := newSubdir(t)
+	dir, s := mountAt(t, fuse.Options{Subdir: sub})
+	write(t, dir+"/f", "written")
+	ready, w, err := os.Pipe()
+	must(t, err)
+	other := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo >&3; exec cat")
+	other.ExtraFiles = []*os.File{w}
+	stdin, err := other.StdinPipe()
+	must(t, err)
+	must(t, other.Start())
+	must(t, w.Close())
+	defer func() {
+		_ = stdin.Close() // which ends it
+		must(t, other.Wait())
+	}()
+	_, err = ready.Read(make([]byte, 1))
+	must(t, err)
+	must(t, s.Unmount())
+	dir, _ = mountAt(t, fuse.Options{Subdir: sub})
+	if got := string(read(t, dir+"/f")); got != "written" {
+		t.Errorf("got %q", got)
+	}
+}
+
 // TestUnmountInUse: what is open is committed before it is cut off.
 func TestUnmountInUse(t *testing.T) {
 	sub := newSubdir(t)
