@@ -127,7 +127,7 @@ func extents(r kv.Reader, in *inode, offset, length uint64) (*pb.ExtentsReply, e
 // keep a reader from taking anything wrong, and what is left of them may be what it needs.
 func (c *ChunkRecord) info() *pb.ChunkInfo {
 	info := &pb.ChunkInfo{Id: uint64(c.ID), Length: c.Length, Servers: make([]uint32, len(c.Servers)), Layout: c.Layout.Proto(),
-		Open: c.Owner != 0 && c.Owner != Rewriter}
+		Open: c.Keeper() != 0 && c.Owner != Rewriter}
 	desperate := c.Holders() < c.Layout.Data
 	for shard, s := range c.Servers {
 		if c.Holds(shard) || desperate {
@@ -340,7 +340,7 @@ func Sessions(r kv.Reader) []uint64 {
 	return out
 }
 
-// Owned is how many chunks are being written, rewritten ones included.
+// Owned is how many chunks are being written, or kept for who wrote them, rewritten ones included.
 func Owned(r kv.Reader) uint64 {
 	n := uint64(len(Rewrites(r)))
 	r.Scan(bSession, nil, func(k, v []byte) bool {

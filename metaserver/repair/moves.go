@@ -19,6 +19,7 @@ type move struct {
 	stored  chunk.ID
 	bytes   uint64
 	from    chunk.ServerID // loses it in the end; 0: nobody
+	written bool           // when it was planned: the chunk has to be sealed for it
 	began   time.Time      // under this leader
 	ordered time.Time      // when the order was last given
 	over    bool           // its end waits to be recorded

@@ -140,7 +140,7 @@ func (e *Engine) plan(c *namespace.ChunkRecord, a *assessment, now time.Time) ([
 			continue
 		}
 		taken[target] = true
-		m := &move{chunk: c.ID, shard: shard, server: target, stored: c.Stored(shard), bytes: c.Layout.ShardLength(c.Length)}
+		m := &move{chunk: c.ID, shard: shard, server: target, stored: c.Stored(shard), bytes: c.Layout.ShardLength(c.Length), written: c.Owner != 0}
 		if c.Servers[shard] != target {
 			m.from = c.Servers[shard]
 		}
@@ -210,6 +210,7 @@ func (e *Engine) begin(moves []*move, now time.Time) error {
 		op := &pb.StartMoves{}
 		for _, m := range batch {
 			op.Moves = append(op.Moves, m.proto())
+			op.Keep = op.Keep || m.written
 		}
 		res, err := e.cluster.Propose(&pb.Op{Op: &pb.Op_StartMoves{StartMoves: op}})
 		if err != nil {
