@@ -161,11 +161,7 @@ func (e *Engine) fail(m *move) {
 	m.over = true
 	e.results = append(e.results, result{m, false})
 	e.copied.failed++
-	r := e.retries[m.chunk]
-	if r == nil {
-		r = &retry{delay: retryAfter / 2}
-		e.retries[m.chunk] = r
-	}
+	r := e.retry(m)
 	r.delay = min(2*r.delay, maxRetry)
 	r.after = time.Now().Add(r.delay)
 	r.failures++

@@ -156,7 +156,8 @@ func (e *Engine) taken(c *namespace.ChunkRecord) map[chunk.ServerID]bool {
 	return taken
 }
 
-// target chooses the server for a shard. A damaged one is made anew where it is, unless that failed; else placement says.
+// target chooses the server for a shard. A damaged one is made anew where it is, unless that failed; else placement says, of the
+// servers where it did not fail.
 func (e *Engine) target(c *namespace.ChunkRecord, shard int, taken map[chunk.ServerID]bool, hopelessly bool, r *retry) (chunk.ServerID, verdict) {
 	here := e.servers[c.Servers[shard]]
 	inPlace := here != nil && !c.Holds(shard) && c.Owner == 0 && here.usable && !here.full(c)
@@ -166,15 +167,21 @@ func (e *Engine) target(c *namespace.ChunkRecord, shard int, taken map[chunk.Ser
 	if hopelessly {
 		return 0, hopeless
 	}
-	var has, free []*pb.Candidate
+	var has, free, failed []*pb.Candidate
 	for _, s := range e.servers {
 		switch {
 		case s == here:
 		case taken[s.id]:
 			has = append(has, s.candidate())
+		case s.usable && !s.full(c) && r != nil && r.servers[s.id]:
+			failed = append(failed, s.candidate())
 		case s.usable && !s.full(c):
 			free = append(free, s.candidate())
 		}
+	}
+	if len(free) == 0 && len(failed) > 0 { // all have been tried: from the first again
+		free = failed
+		clear(r.servers)
 	}
 	picked := placement.Add(c.ID, has, free, 1)
 	if len(picked) == 0 {
@@ -229,7 +236,7 @@ func (e *Engine) begin(moves []*move, now time.Time) error {
 				continue
 			}
 			// A deletion there is not done yet, say.
-			e.retries[m.chunk] = &retry{after: now.Add(retryAfter), delay: retryAfter}
+			e.retry(m).after = now.Add(retryAfter)
 			e.stale = true
 		}
 		e.mu.Unlock()

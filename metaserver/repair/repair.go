@@ -101,6 +101,19 @@ type retry struct {
 	after    time.Time
 	delay    time.Duration
 	failures int
+	// servers are where a move failed, or could not start. Others are tried first.
+	servers map[chunk.ServerID]bool
+}
+
+// retry notes that a move could not be made where it was to be, and returns when there may be another. e.mu is held.
+func (e *Engine) retry(m *move) *retry {
+	r := e.retries[m.chunk]
+	if r == nil {
+		r = &retry{delay: retryAfter / 2, servers: map[chunk.ServerID]bool{}}
+		e.retries[m.chunk] = r
+	}
+	r.servers[m.server] = true
+	return r
 }
 
 type counters struct{ done, failed, bytes uint64 }
