@@ -99,7 +99,7 @@ func (s *Server) promote(ctx context.Context) *leader {
 		beats: map[chunk.ServerID]*heartbeats{}, checks: map[chunk.ServerID][]uint64{}, scrubs: map[chunk.ServerID]*pb.ScrubProgress{},
 		audits: map[chunk.ServerID]*auditing{},
 	}
-	l.repair = repair.New(repairCluster{l}, repair.Config{Logger: s.log})
+	l.repair = repair.New(repairCluster{l}, repair.Config{Logger: s.log, SuspectAfter: s.cfg.SuspectAfter})
 	l.rewrite = rewrite.New(rewriteCluster{repairCluster{l}}, s.rewriteConfig())
 	l.orderers = []orderer{l.repair, l.rewrite}
 	l.ctx, l.end = context.WithCancel(ctx)

@@ -160,14 +160,14 @@ func (e *Engine) taken(c *namespace.ChunkRecord) map[chunk.ServerID]bool {
 // servers where it did not fail.
 func (e *Engine) target(c *namespace.ChunkRecord, shard int, taken map[chunk.ServerID]bool, hopelessly bool, r *retry) (chunk.ServerID, verdict) {
 	here := e.servers[c.Servers[shard]]
-	inPlace := here != nil && !c.Holds(shard) && c.Owner == 0 && here.usable && !here.full(c)
+	inPlace := here != nil && !c.Holds(shard) && c.Owner == 0 && (here.usable || here.doubtful) && !here.full(c)
 	if inPlace && (r == nil || r.failures%2 == 0 || hopelessly) {
 		return e.allow(here, c)
 	}
 	if hopelessly {
 		return 0, hopeless
 	}
-	var has, free, failed []*pb.Candidate
+	var has, free, failed, doubtful []*pb.Candidate
 	for _, s := range e.servers {
 		switch {
 		case s == here:
@@ -177,11 +177,16 @@ func (e *Engine) target(c *namespace.ChunkRecord, shard int, taken map[chunk.Ser
 			failed = append(failed, s.candidate())
 		case s.usable && !s.full(c):
 			free = append(free, s.candidate())
+		case s.doubtful && !s.full(c):
+			doubtful = append(doubtful, s.candidate())
 		}
 	}
 	if len(free) == 0 && len(failed) > 0 { // all have been tried: from the first again
 		free = failed
 		clear(r.servers)
+	}
+	if len(free) == 0 {
+		free = doubtful
 	}
 	picked := placement.Add(c.ID, has, free, 1)
 	if len(picked) == 0 {

@@ -59,6 +59,8 @@ type Config struct {
 	Logger *slog.Logger
 	// StormPatience is how long repair waits when many servers went away at once. 15 minutes.
 	StormPatience time.Duration
+	// SuspectAfter is how long a server is silent before it is suspect for that. 3 seconds.
+	SuspectAfter time.Duration
 }
 
 // Engine repairs while Run runs. Its methods may be called from any goroutine.
@@ -125,6 +127,9 @@ func New(cluster Cluster, cfg Config) *Engine {
 	}
 	if cfg.StormPatience <= 0 {
 		cfg.StormPatience = 15 * time.Minute
+	}
+	if cfg.SuspectAfter <= 0 {
+		cfg.SuspectAfter = 3 * time.Second
 	}
 	return &Engine{
 		cfg: cfg, cluster: cluster, log: cfg.Logger, wake: make(chan struct{}, 1), stale: true,

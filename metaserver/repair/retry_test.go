@@ -105,3 +105,42 @@ func TestTriesOtherServersThanOnesThatHaveToDelete(t *testing.T) {
 		}
 	}
 }
+
+// TestDoubtfulServers: clients cut off from chunk servers make all of them suspect, and may do so for as long as they like. That must
+// not keep repair from working; a server that is silent may well be lost, and is spared.
+func TestDoubtfulServers(t *testing.T) {
+	w := newWorld(t, 1, 7)
+	c := w.full(chunk.Copies(3))
+	w.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: &pb.LoseShards{Server: uint32(c.Servers[1]), Stored: []uint64{uint64(c.ID)}}}})
+	suspect := func(silent time.Duration) {
+		for _, s := range w.servers {
+			s.info.State, s.info.LastSeenMs = pb.ServerState_SERVER_STATE_SUSPECT, uint64(silent.Milliseconds())
+		}
+		w.servers[c.Servers[0]].info.State = pb.ServerState_SERVER_STATE_DEAD
+	}
+	suspect(5 * time.Second)
+	w.again()
+	if got := w.chunk(c.ID); len(got.Moves) > 0 {
+		t.Errorf("silent servers were asked: %+v", got)
+	}
+	suspect(time.Second)
+	w.again()
+	if got := w.chunk(c.ID); len(got.Moves) != 2 {
+		t.Errorf("the chunk is %+v, want two shards on the move", got)
+	}
+	// As long as there is one that nobody doubts, it is preferred.
+	w = newWorld(t, 1, 7)
+	c = w.full(chunk.Copies(3))
+	suspect(time.Second)
+	var good chunk.ServerID
+	for id := range w.servers {
+		if c.ShardOn(id) < 0 {
+			good = id
+		}
+	}
+	w.servers[good].info.State = pb.ServerState_SERVER_STATE_HEALTHY
+	w.again()
+	if got := w.chunk(c.ID); len(got.Moves) != 1 || got.Moves[0].Server != good {
+		t.Errorf("the chunk is %+v, want it on its way to %d", got, good)
+	}
+}
