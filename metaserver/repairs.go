@@ -1,6 +1,7 @@
 package metaserver
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
@@ -137,6 +138,10 @@ func (l *leader) fillServers(list []*pb.ServerInfo) {
 			s.Progress = "drained: it holds nothing, and can be removed"
 		case held != "":
 			s.Progress = "drain waits: " + held
+		default:
+			if n := l.repair.Waiting(chunk.ServerID(s.Id)); n > 0 {
+				s.Progress = fmt.Sprintf("%s copied, and to leave once clients have published what they write there", plural(n, "shard"))
+			}
 		}
 	}
 }

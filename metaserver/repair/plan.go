@@ -236,6 +236,9 @@ func (e *Engine) begin(moves []*move, now time.Time) error {
 		targets := map[chunk.ServerID]bool{}
 		for _, m := range batch {
 			if started[key{m.chunk, m.shard}] {
+				if old := e.moves[m.place()]; old != nil && old.waits { // what it made is gone
+					e.drop(old)
+				}
 				e.adopt(m, now)
 				targets[m.server] = true
 				continue

@@ -181,6 +181,9 @@ func (e *Engine) Run(ctx context.Context) error {
 func (e *Engine) step(ctx context.Context) error {
 	now := time.Now()
 	e.learn(now)
+	if err := e.resume(); err != nil {
+		return err
+	}
 	if err := e.record(); err != nil {
 		return err
 	}

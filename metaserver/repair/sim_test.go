@@ -346,34 +346,3 @@ func (e *Engine) forgetOrders() {
 		m.ordered = time.Time{}
 	}
 }
-
-// TestKeepsForWriters: what repair seals stays for its writer, though nothing refers to it any more.
-func TestKeepsForWriters(t *testing.T) {
-	w := newWorld(t, 1, 5)
-	w.write(chunk.Copies(3), 20, false)
-	record := func() *namespace.ChunkRecord {
-		var c *namespace.ChunkRecord
-		if err := w.View(func(r kv.Reader) error { c, _ = namespace.Chunk(r, 1); return nil }); err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
-	w.servers[record().Servers[0]].info.State = pb.ServerState_SERVER_STATE_DEAD
-	w.step()
-	if c := record(); c.Owner != 0 || c.Writer != w.session {
-		t.Fatalf("the chunk is %+v", c)
-	}
-	w.do(&pb.Op{Op: &pb.Op_SetAttr{SetAttr: &pb.SetAttr{Inode: w.file, Size: new(uint64)}}})
-	for range 3 {
-		w.serve(false)
-		w.step()
-	}
-	if c := record(); c == nil || !c.Full() {
-		t.Errorf("the chunk is %+v", c)
-	}
-	w.do(&pb.Op{Op: &pb.Op_SealChunks{SealChunks: &pb.SealChunks{Chunks: []*pb.ChunkCommit{{Chunk: 1}}}}})
-	if c := record(); c != nil {
-		t.Errorf("its writer gave it up, and it is %+v", c)
-	}
-	w.check()
-}
