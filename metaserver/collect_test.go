@@ -276,6 +276,13 @@ func (w *race) check(what string) {
 			}
 			return true
 		})
+		for _, c := range owners {
+			for _, k := range c.chunks {
+				if _, ok := namespace.Chunk(r, k.id); !ok && namespace.HasSession(r, c.session) {
+					fail("chunk %v is gone, though session %d has not given it up", k.id, c.session)
+				}
+			}
+		}
 		for f, want := range w.files {
 			got := make([]raceByte, len(want))
 			x, err := namespace.Extents(r, f, 0, 0)

@@ -122,7 +122,7 @@ func (w *race) sendCommit() bool {
 	session := c.session
 	c.flying = append(c.flying, func() {
 		if errno := w.do(c, session, op); errno != 0 {
-			w.giveUp(c, k)
+			w.refused(c, k, session)
 			return
 		}
 		data := w.files[f]
@@ -142,6 +142,14 @@ func (w *race) sendCommit() bool {
 
 func (w *race) giveUp(c *raceClient, k *raceChunk) {
 	c.chunks = slices.DeleteFunc(c.chunks, func(o *raceChunk) bool { return o == k })
+}
+
+// refused has a client copy what it wrote elsewhere, which may take its time, and give the chunk up after that.
+func (w *race) refused(c *raceClient, k *raceChunk, session uint64) {
+	c.flying = append(c.flying, func() {
+		w.giveUp(c, k)
+		w.do(c, session, &pb.Op{Op: &pb.Op_SealChunks{SealChunks: &pb.SealChunks{Chunks: []*pb.ChunkCommit{{Chunk: uint64(k.id)}}}}})
+	})
 }
 
 func (w *race) sendSeal() bool {
@@ -203,7 +211,7 @@ func (w *race) startMove() bool {
 		return false
 	}
 	m := &pb.Move{Chunk: uint64(c.ID), Shard: uint32(w.rng.IntN(c.Layout.Width())), Server: uint32(w.anyServer().id)}
-	res := w.own(&pb.Op{Op: &pb.Op_StartMoves{StartMoves: &pb.StartMoves{Moves: []*pb.Move{m}}}})
+	res := w.own(&pb.Op{Op: &pb.Op_StartMoves{StartMoves: &pb.StartMoves{Moves: []*pb.Move{m}, Keep: true}}})
 	for _, m := range res.Moves {
 		w.lead.moves[m.String()] = m
 	}

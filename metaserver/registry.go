@@ -74,6 +74,7 @@ type heartbeats struct {
 
 	ordered   map[chunk.ID]struct{} // to be deleted, as told and not answered yet
 	orderedAt time.Time
+	last      []byte // of the deletions in the state the last that was ordered, while the server does not answer all
 	inventory *inventory
 	wanted    time.Time  // when an inventory was last asked for, or sent unasked after connecting
 	awaited   bool       // it has not come yet: so the next one is listed after this one was judged
@@ -232,6 +233,20 @@ func (h *heartbeats) finished(ids []uint64) error {
 	return nil
 }
 
+// deletions returns those of the state that are to be ordered next. Some that the server cannot do must not keep it from the others,
+// so they have their turn only after these.
+func (h *heartbeats) deletions(r kv.Reader, before int64) []chunk.ID {
+	wrap := h.last != nil
+	ids, last := namespace.DeletionsAfter(r, h.id, h.last, before, maxDeletions)
+	if wrap && len(ids) < maxDeletions {
+		var more []chunk.ID
+		more, last = namespace.DeletionsAfter(r, h.id, nil, before, maxDeletions-len(ids))
+		ids = append(ids, more...)
+	}
+	h.last = last
+	return ids
+}
+
 // order returns chunks for the server to delete: those whose deletion is in the log since longer than any client can use
 // what it cached, and orphans that were found that long ago. What it does not answer it is told again.
 func (h *heartbeats) order(now time.Time) []uint64 {
@@ -239,11 +254,14 @@ func (h *heartbeats) order(now time.Time) []uint64 {
 		return nil
 	}
 	l := h.l
+	if len(h.ordered) == 0 { // all was answered: from the oldest again
+		h.last = nil
+	}
 	h.ordered = map[chunk.ID]struct{}{}
 	h.orderedAt = now
 	if err := l.s.db.View(func(r kv.Reader) error {
 		before := l.horizon.before(now, l.grace(), l.s.db.Applied())
-		for _, id := range namespace.Deletions(r, h.id, before, maxDeletions) {
+		for _, id := range h.deletions(r, before) {
 			h.ordered[id] = struct{}{}
 		}
 		if now.Sub(h.orphansAt) >= l.grace() {

@@ -33,6 +33,7 @@ type fakeServer struct {
 	holds map[uint64]uint64
 	gone  []uint64 // deleted as told, ever
 	bad   []uint64 // of what it holds
+	asked []uint64 // to check, ever
 	// stubborn: it deletes nothing, but says so; mute: it lists nothing.
 	stubborn, mute bool
 	pause          bool
@@ -118,6 +119,12 @@ func (f *fakeServer) run(ctx context.Context, interval time.Duration) {
 			f.gone = append(f.gone, id)
 		}
 		req.Deleted = reply.Delete
+		f.asked = append(f.asked, reply.Check...)
+		for _, id := range reply.Check {
+			if slices.Contains(f.bad, id) {
+				req.Corrupt = append(req.Corrupt, id)
+			}
+		}
 		if (reply.WantInventory || first) && !f.mute {
 			for id, length := range f.holds {
 				req.Inventory = append(req.Inventory, &pb.ChunkReport{Id: id, Length: length, Bad: slices.Contains(f.bad, id)})

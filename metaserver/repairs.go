@@ -1,6 +1,8 @@
 package metaserver
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
@@ -10,9 +12,10 @@ import (
 )
 
 const (
-	maxOrders = 64      // shards to be made in one message
-	maxChecks = 4096    // shards to be checked that wait, of one server
-	maxLose   = 4096    // shards in one LoseShards
+	maxOrders = 64   // shards to be made in one message
+	maxChecks = 4096 // shards to be checked that wait, of one server
+	maxLose   = 4096 // shards in one LoseShards
+	maxDoubts = 64 << 10
 	scrubEach = 1 << 10 // checks in one message
 )
 
@@ -80,23 +83,35 @@ func (l *leader) takeChecks(server chunk.ServerID) []uint64 {
 	return ids[:n]
 }
 
-// lost records that a server has found shards damaged or missing, and has them made anew.
+// lost records that a server has found shards damaged or missing, and has them made anew. Where the state does not count a shard as whole
+// now but may do so soon, as somebody writes the chunk, or the shard is on its way there, that is remembered.
 func (l *leader) lost(server chunk.ServerID, stored []chunk.ID) error {
 	var ids []uint64
+	var doubts []placed
 	if err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
 		for _, id := range stored {
 			c, ok := namespace.Chunk(r, id.Chunk())
 			if !ok {
 				continue
 			}
-			if shard := c.ShardOn(server); shard >= 0 && c.Holds(shard) && c.Stored(shard) == id {
+			if counts(c, server, id) {
 				ids = append(ids, uint64(id))
+			}
+			if mayCount(c, server, id) {
+				doubts = append(doubts, placed{server, id})
 			}
 		}
 		return nil
 	}); err != nil {
 		return err
 	}
+	l.mu.Lock()
+	for _, p := range doubts {
+		if len(l.doubts) < maxDoubts { // of the others the next inventory tells
+			l.doubts[p] = struct{}{}
+		}
+	}
+	l.mu.Unlock()
 	for batch := range slices.Chunk(ids, maxLose) {
 		if _, err := l.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: &pb.LoseShards{Server: uint32(server), Stored: batch}}}); err != nil {
 			return err
@@ -137,6 +152,62 @@ func (l *leader) fillServers(list []*pb.ServerInfo) {
 			s.Progress = "drained: it holds nothing, and can be removed"
 		case held != "":
 			s.Progress = "drain waits: " + held
+		default:
+			if n := l.repair.Waiting(chunk.ServerID(s.Id)); n > 0 {
+				s.Progress = fmt.Sprintf("%s copied, and to leave once clients have published what they write there", plural(n, "shard"))
+			}
 		}
 	}
+}
+
+// counts tells whether a shard counts as whole on a server.
+func counts(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bool {
+	shard := c.ShardOn(server)
+	return shard >= 0 && c.Holds(shard) && c.Stored(shard) == stored
+}
+
+// mayCount tells whether a shard may be counted as whole on a server by a command that knows nothing of what that found.
+func mayCount(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bool {
+	return c.Owner != 0 && c.BelongsOn(server, stored) ||
+		slices.ContainsFunc(c.Moves, func(m namespace.Move) bool { return m.Server == server && c.Stored(m.Shard) == stored })
+}
+
+// settleDoubts has servers look again at shards that they found damaged and that have come to count as whole since. It forgets those
+// that never will.
+func (l *leader) settleDoubts() error {
+	l.mu.Lock()
+	doubts := slices.Collect(maps.Keys(l.doubts))
+	l.mu.Unlock()
+	var count, over []placed
+	for part := range slices.Chunk(doubts, chunksPerView) {
+		if err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
+			for _, p := range part {
+				c, ok := namespace.Chunk(r, p.stored.Chunk())
+				switch {
+				case ok && counts(c, p.server, p.stored):
+					count = append(count, p)
+				case !ok || !mayCount(c, p.server, p.stored):
+					over = append(over, p)
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	l.mu.Lock()
+	for _, p := range slices.Concat(count, over) {
+		delete(l.doubts, p)
+	}
+	l.mu.Unlock()
+	for _, p := range count {
+		l.check(p.server, p.stored)
+	}
+	return nil
+}
+
+// placed is a shard on a server.
+type placed struct {
+	server chunk.ServerID
+	stored chunk.ID
 }

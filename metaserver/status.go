@@ -167,14 +167,21 @@ func (m *metaService) ReportServer(_ context.Context, req *pb.ReportServerReques
 	if err != nil {
 		return nil, err
 	}
-	known := false
-	if err := m.s.db.View(func(r kv.Reader) error { known = namespace.HasSession(r, req.Session); return nil }); err != nil {
+	known, there := false, false
+	if err := m.s.db.View(func(r kv.Reader) error {
+		known = namespace.HasSession(r, req.Session)
+		there = req.Chunk != 0 && namespace.HasCopy(r, chunk.ServerID(req.Server), chunk.ID(req.Chunk))
+		return nil
+	}); err != nil {
 		return nil, rpc.ToStatus(err)
 	}
 	if !known {
 		return nil, errSessionEnded
 	}
 	text := req.Error[:min(len(req.Error), 256)]
+	if req.Chunk != 0 && !there { // nor should there be
+		return &pb.ReportServerReply{}, nil
+	}
 	if req.Chunk != 0 {
 		l.check(chunk.ServerID(req.Server), chunk.ID(req.Chunk))
 		l.log.Warn("a client found a shard of a chunk missing or damaged; its server is asked to check it", "server", req.Server, "chunk", chunk.ID(req.Chunk), "session", req.Session, "error", text)

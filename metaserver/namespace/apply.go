@@ -13,14 +13,18 @@ import (
 )
 
 // CommandVersion is the newest command set that Apply knows.
-const CommandVersion = 2
+const CommandVersion = 3
 
 // VersionOf is the command set that an operation belongs to. A metaserver that does not know a command stops, as it would
 // else go on with another state than its peers: so a command says no higher number than it needs.
 func VersionOf(op *pb.Op) uint32 {
-	switch op.GetOp().(type) {
+	switch op := op.GetOp().(type) {
 	case *pb.Op_RepairState, *pb.Op_StartRewrite, *pb.Op_FinishRewrite, *pb.Op_DropRewrites:
 		return 2
+	case *pb.Op_StartMoves:
+		if op.StartMoves.GetKeep() {
+			return 3
+		}
 	}
 	return 1
 }

@@ -95,7 +95,7 @@ type checker struct {
 	servers    map[chunk.ServerID]bool
 	missing    map[uint64]*missingInode // inodes that names or data lead to
 	wanted     map[chunk.ID]bool        // chunks that files refer to and that do not exist
-	owners     map[uint64]uint64        // how many chunks each session writes
+	owners     map[uint64]uint64        // how many chunks each session writes or keeps
 	blind      blindness
 	losses     bool // extents seem to have been lost, see lookForLosses
 	todo       [lastStage][]*pb.StateFix
@@ -123,13 +123,13 @@ type chunkFacts struct {
 	id         chunk.ID
 	live       uint64 // as recorded
 	used       uint64 // by extents
-	owner      uint64
+	keeper     uint64 // who writes it, or may not have given it up
 	length     uint32
 	places     uint8 // where something of it is
 	indexed    uint8 // of these, in their index
 	degraded   bool
 	inDegraded bool // in the index of such
-	owned      bool // in the index of its owner
+	owned      bool // in the index of its keeper
 	damaged    bool // there is a record, and that is all that is known
 }
 

@@ -69,12 +69,12 @@ func (c *checker) readChunks() {
 		}
 		c.have.chunks++
 		c.have.live += rec.Live
-		if rec.Owner != 0 {
-			c.owners[rec.Owner]++
+		if keeper := rec.Keeper(); keeper != 0 {
+			c.owners[keeper]++
 		}
 		places := 0
 		distinct(rec, func(chunk.ServerID, chunk.ID) { places++ })
-		c.chunks = append(c.chunks, chunkFacts{id: id, live: rec.Live, owner: rec.Owner, length: uint32(rec.Length), places: uint8(places), degraded: rec.degraded()})
+		c.chunks = append(c.chunks, chunkFacts{id: id, live: rec.Live, keeper: rec.Keeper(), length: uint32(rec.Length), places: uint8(places), degraded: rec.degraded()})
 		c.numbered(bChunk, k, uint64(id), c.want.nextChunk, "chunk")
 		c.checkShards(rec)
 		return nil
@@ -113,6 +113,9 @@ func (c *checker) checkShards(rec *ChunkRecord) {
 	}
 	if rec.Owner != 0 && !ownerExists(c.r, rec.Owner) {
 		c.broken(stageRecords, fix, "chunk %v is written by session %d, which does not exist", rec.ID, rec.Owner)
+	}
+	if rec.Writer != 0 && !sessionExists(c.r, rec.Writer) {
+		c.broken(stageRecords, fix, "chunk %v is kept for session %d, which does not exist", rec.ID, rec.Writer)
 	}
 	for k := range rec.Moves {
 		if why := rec.badMove(k, func(s chunk.ServerID) bool { return c.servers[s] }); why != "" {
@@ -288,8 +291,8 @@ func (c *checker) checkChunks() {
 			continue
 		}
 		c.checkLive(ch)
-		if ch.owner != 0 && !ch.owned && ownerExists(c.r, ch.owner) {
-			c.broken(stageIndexes, indexFix(bOwned, key16(ch.owner, uint64(ch.id)), 0), "chunk %v, written by session %d, is not in the index of such", ch.id, ch.owner)
+		if ch.keeper != 0 && !ch.owned && ownerExists(c.r, ch.keeper) {
+			c.broken(stageIndexes, indexFix(bOwned, key16(ch.keeper, uint64(ch.id)), 0), "chunk %v, written by session %d, is not in the index of such", ch.id, ch.keeper)
 		}
 		if ch.degraded && !ch.inDegraded {
 			c.broken(stageIndexes, indexFix(bDegraded, key8(uint64(ch.id)), 0), "chunk %v lacks shards, or has some on the move, but is not in the index of such", ch.id)
@@ -303,7 +306,7 @@ func (c *checker) checkChunks() {
 // checkLive checks the bytes of a chunk that files refer to. Where some extents could not be read they are a lower bound.
 func (c *checker) checkLive(ch *chunkFacts) {
 	switch {
-	case ch.used == ch.live && (ch.owner != 0 || ch.live > 0):
+	case ch.used == ch.live && (ch.keeper != 0 || ch.live > 0):
 	case ch.used < ch.live && c.losses:
 		c.hopeless("chunk %v: %d bytes of it are recorded as live, extents have %d"+seemLost, ch.id, ch.live, ch.used)
 	case ch.used <= ch.live && c.blind.extents:

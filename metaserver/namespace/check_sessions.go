@@ -70,7 +70,7 @@ func (c *checker) readOwned() {
 		session, id := binary.BigEndian.Uint64(k), chunk.ID(binary.BigEndian.Uint64(k[8:]))
 		switch ch := c.chunk(id); {
 		case ch != nil && ch.damaged:
-		case ch == nil || ch.owner != session:
+		case ch == nil || ch.keeper != session:
 			c.broken(stageIndexes, indexFix(bOwned, k, 0), "session %d does not write chunk %v, as the index of such chunks says", session, id)
 		default:
 			ch.owned = true

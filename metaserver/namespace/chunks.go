@@ -144,7 +144,7 @@ func (c *changedChunk) publish(cc *pb.ChunkCommit) error {
 	return nil
 }
 
-// flush writes the chunks back. One that nobody writes and no extent refers to is deleted.
+// flush writes the chunks back. One that nobody writes or keeps and no extent refers to is deleted.
 func (cs *chunkSet) flush() error {
 	for _, c := range cs.order {
 		if live := int64(c.Live) + c.delta; live < 0 {
@@ -166,13 +166,17 @@ func (c *ChunkRecord) degraded() bool { return c.Owner == 0 && (!c.Full() || len
 // putChunk records a chunk, and whether it is degraded.
 func (x *tx) putChunk(c *changedChunk) error {
 	if c.Owner == 0 && c.before.Owner != 0 {
-		if err := x.disown(c); err != nil {
+		x.disown(c)
+	}
+	if keeper := c.before.Keeper(); keeper != 0 && c.Keeper() == 0 {
+		x.Delete(bOwned, key16(keeper, uint64(c.ID)))
+		if err := x.countOwned(keeper, -1); err != nil {
 			return err
 		}
 	}
 	key := key8(uint64(c.ID))
 	was := c.before.degraded()
-	if c.Owner == 0 && c.Live == 0 {
+	if c.Keeper() == 0 && c.Live == 0 {
 		c.Copies(x.dropCopy)
 		x.Delete(bChunk, key)
 		if was {
@@ -192,8 +196,7 @@ func (x *tx) putChunk(c *changedChunk) error {
 
 // disown completes the sealing of a chunk. What servers have of shards that are not whole is garbage, unless without it too little
 // would be left: where all of them lost the end of the chunk, what lies before it is there.
-func (x *tx) disown(c *changedChunk) error {
-	x.Delete(bOwned, key16(c.before.Owner, uint64(c.ID)))
+func (x *tx) disown(c *changedChunk) {
 	c.Servers = slices.Clone(c.Servers) // c.before keeps the others
 	for shard, s := range c.Servers {
 		if s != 0 && !c.Holds(shard) && c.Holders() >= c.Layout.Data {
@@ -201,7 +204,6 @@ func (x *tx) disown(c *changedChunk) error {
 			c.Servers[shard] = 0
 		}
 	}
-	return x.countOwned(c.before.Owner, -1)
 }
 
 // dropCopy has what a server has under a stored id deleted.
@@ -310,13 +312,19 @@ func (x *tx) sealChunks(op *pb.SealChunks) (*pb.Result, error) {
 		if err != nil {
 			return nil, err
 		}
-		if c != nil && cc.Cut && (c.before.Owner == 0 || c.before.Owner == x.session) {
+		if c == nil {
+			continue
+		}
+		if c.Writer == x.session { // repair sealed it
+			c.Writer = 0
+		}
+		if cc.Cut && (c.before.Owner == 0 || c.before.Owner == x.session) {
 			if err := c.cut(cc); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		if c == nil || c.before.Owner == 0 { // sealed already: there is nothing to give up
+		if c.before.Owner == 0 { // sealed already
 			continue
 		}
 		// A length of zero is common: the client gives up what it did not use.

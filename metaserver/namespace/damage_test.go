@@ -31,7 +31,7 @@ var damages = []struct {
 	then   outcome
 }{
 	{"inode counter", func(w *sample) { w.s.editCounters(func(c *counters) { c.inodes-- }) }, "there are 9 inodes, 8 are recorded", asBefore},
-	{"chunk counter", func(w *sample) { w.s.editCounters(func(c *counters) { c.chunks += 7 }) }, "there are 5 chunks, 12", asBefore},
+	{"chunk counter", func(w *sample) { w.s.editCounters(func(c *counters) { c.chunks += 7 }) }, "there are 6 chunks, 13", asBefore},
 	{"live counter", func(w *sample) { w.s.editCounters(func(c *counters) { c.live = 1 << 63 }) }, "2500 live bytes", asBefore},
 	{"inline counter", func(w *sample) { w.s.editCounters(func(c *counters) { c.inline = 0 }) }, "inline bytes, 0 are", asBefore},
 	{"deletion counter", func(w *sample) { w.s.editCounters(func(c *counters) { c.deletions++ }) }, "deletions", asBefore},
@@ -98,6 +98,8 @@ var damages = []struct {
 	{"garbage", func(w *sample) { w.garbage(0) }, "is garbage, but was not deleted", sound},
 	{"garbage that looks alive", func(w *sample) { w.garbage(77) }, "extents have 0 bytes of it, 77", sound},
 	{"owner that does not exist", func(w *sample) { w.s.editChunk(w.sealed, func(c *ChunkRecord) { c.Owner = 77 }) }, "written by session 77, which does not exist", asBefore},
+	{"keeper that does not exist", func(w *sample) { w.s.editChunk(w.sealed, func(c *ChunkRecord) { c.Writer = 77 }) }, "kept for session 77, which does not exist", asBefore},
+	{"kept, not indexed", func(w *sample) { w.s.del(bOwned, key16(w.session, uint64(w.kept))) }, "is not in the index of such", asBefore},
 	{"move to nowhere", func(w *sample) {
 		w.s.editChunk(w.degraded, func(c *ChunkRecord) { c.Moves = []Move{{Shard: 1, Server: 77, Started: 5}} })
 	}, "to server 77, which is not registered", asBefore},
@@ -136,7 +138,7 @@ var damages = []struct {
 	{"indexed, not there", func(w *sample) { w.s.set(bDegraded, key8(999), present) }, "but does not exist", asBefore},
 	{"written, not indexed", func(w *sample) { w.s.del(bOwned, key16(w.session, uint64(w.owned))) }, "is not in the index of such", asBefore},
 	{"indexed, not written", func(w *sample) { w.s.set(bOwned, key16(w.session, uint64(w.sealed)), present) }, "does not write chunk", asBefore},
-	{"chunks of a session", func(w *sample) { w.s.editSession(w.session, func(s *SessionRecord) { s.Owned = 7 }) }, "writes 1 chunks, its record says 7", asBefore},
+	{"chunks of a session", func(w *sample) { w.s.editSession(w.session, func(s *SessionRecord) { s.Owned = 7 }) }, "writes 2 chunks, its record says 7", asBefore},
 	{"nonce is gone", func(w *sample) { w.s.del(bNonce, bytes.Repeat([]byte{2}, 16)) }, "cannot be found by its nonce", asBefore},
 	{"nonce of another", func(w *sample) {
 		w.s.set(bNonce, bytes.Repeat([]byte{2}, 16), binary.BigEndian.AppendUint64([]byte{1}, w.session))

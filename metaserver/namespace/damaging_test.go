@@ -21,7 +21,8 @@ type sample struct {
 	*world
 	a, b, c, file, link, fifo, gone, goneDir uint64 // inodes
 	sealed, owned, degraded, moving, coded   chunk.ID
-	other                                    uint64 // a second session
+	kept                                     chunk.ID // sealed by repair under its writer, and nothing refers to it
+	other                                    uint64   // a second session
 }
 
 func newSample(t testing.TB) *sample {
@@ -55,6 +56,12 @@ func newSample(t testing.TB) *sample {
 	w.want(0, w.do(root, opSeal(&pb.ChunkCommit{Chunk: 5}))) // there are deletions now
 	w.want(0, w.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: &pb.LoseShards{Server: 2, Stored: []uint64{uint64(w.degraded), uint64(w.moving)}}}}))
 	w.want(0, w.own(&pb.Op{Op: &pb.Op_StartMoves{StartMoves: &pb.StartMoves{Moves: []*pb.Move{{Chunk: uint64(w.moving), Shard: w.shardOn(w.moving, 2), Server: 4}}}}}))
+
+	w.kept = chunk.ID(w.want(0, w.do(root, opAlloc(1, 1, 2, 3))).Chunks[0].Id)
+	f := w.world.file(root, w.a, "kept", 0o644)
+	w.want(0, w.do(root, opCommit(&pb.Commit{Inode: f, Extents: []*pb.Extent{{Length: 10, Chunk: uint64(w.kept)}}, Chunks: []*pb.ChunkCommit{all(uint64(w.kept), 20)}})))
+	w.want(0, w.own(opMoves(true, &pb.Move{Chunk: uint64(w.kept), Shard: 0, Server: 4})))
+	w.want(0, w.do(root, opUnlink(w.a, "kept")))
 
 	w.gone = w.file2(w.a, "gone")
 	w.want(0, w.do(root, opUnlink(w.a, "gone", w.session)))

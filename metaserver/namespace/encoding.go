@@ -1,6 +1,7 @@
 package namespace
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"math/bits"
@@ -254,7 +255,13 @@ type ChunkRecord struct {
 	Servers []chunk.ServerID // where each shard is, or is written; 0: nowhere. One for each of Layout.Width()
 	Held    uint32           // bit i: shard i is whole on Servers[i], up to Length
 	Moves   []Move           // shards of a sealed chunk that are being made elsewhere, or anew
+	// Writer is the session that wrote the chunk when repair sealed it, until it gives the chunk up; 0: none. Whatever it wrote and
+	// had not committed may be nowhere else.
+	Writer uint64
 }
+
+// Keeper is the session, or Rewriter, for which the chunk stays though nothing may refer to it; 0: none.
+func (c *ChunkRecord) Keeper() uint64 { return cmp.Or(c.Owner, c.Writer) }
 
 // Move is a shard that a server is to get.
 type Move struct {
@@ -307,12 +314,19 @@ func (c *ChunkRecord) Copies(fn func(server chunk.ServerID, stored chunk.ID)) {
 	}
 }
 
-// chunkFormat is the version of chunk records. The one before knew copies only.
-const chunkFormat = 2
+// The versions of chunk records. The one before these knew copies only.
+const (
+	chunkFormat     = 2
+	chunkWithWriter = 3 // of a chunk that was sealed under its writer, who is at the end
+)
 
 func (c *ChunkRecord) encode() []byte {
-	b := make([]byte, 0, 1+3+4+8+4+8+4+4*len(c.Servers)+1+13*len(c.Moves))
-	b = append(b, chunkFormat, byte(c.Layout.Data), byte(c.Layout.Parity), byte(c.Layout.Min))
+	b := make([]byte, 0, 1+3+4+8+4+8+4+4*len(c.Servers)+1+13*len(c.Moves)+8)
+	version := byte(chunkFormat)
+	if c.Writer != 0 {
+		version = chunkWithWriter
+	}
+	b = append(b, version, byte(c.Layout.Data), byte(c.Layout.Parity), byte(c.Layout.Min))
 	b = binary.BigEndian.AppendUint32(b, uint32(c.Layout.Cell))
 	b = binary.BigEndian.AppendUint64(b, c.Owner)
 	b = binary.BigEndian.AppendUint32(b, uint32(c.Length))
@@ -326,13 +340,17 @@ func (c *ChunkRecord) encode() []byte {
 		b = binary.BigEndian.AppendUint32(append(b, byte(m.Shard)), uint32(m.Server))
 		b = binary.BigEndian.AppendUint64(b, m.Started)
 	}
+	if version == chunkWithWriter {
+		b = binary.BigEndian.AppendUint64(b, c.Writer)
+	}
 	return b
 }
 
 func decodeChunk(id chunk.ID, v []byte) (*ChunkRecord, error) {
 	d := decoder{b: v}
-	switch d.u8() {
-	case chunkFormat:
+	version := d.u8()
+	switch version {
+	case chunkFormat, chunkWithWriter:
 	case 1:
 		return decodeCopies(id, &d)
 	default:
@@ -350,6 +368,10 @@ func decodeChunk(id chunk.ID, v []byte) (*ChunkRecord, error) {
 			break
 		}
 		c.Moves = append(c.Moves, m)
+	}
+	if version == chunkWithWriter {
+		c.Writer = d.u64()
+		d.bad = d.bad || c.Writer == 0 || c.Owner != 0
 	}
 	if err := d.end(); err != nil || !c.plausible() {
 		return nil, errDamaged

@@ -34,7 +34,11 @@ func (x *tx) startMoves(op *pb.StartMoves) (*pb.Result, error) {
 		if !ok {
 			continue
 		}
-		c.Owner = 0 // sealed, if it was not: what the writer commits from now on is refused, and it goes on elsewhere
+		// Sealed, if it was not: what the writer commits from now on is refused, and it goes on elsewhere.
+		if op.Keep && c.Owner != Rewriter && c.Owner != 0 {
+			c.Writer = c.Owner
+		}
+		c.Owner = 0
 		server, shard := chunk.ServerID(m.Server), int(m.Shard)
 		c.Moves = append(slices.Clone(c.Moves), Move{Shard: shard, Server: server, Started: x.index})
 		x.Put(bServerChunk, serverChunkKey(server, c.Stored(shard)), present)

@@ -3,6 +3,7 @@ package namespace
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 	"syscall"
 
 	"google.golang.org/protobuf/proto"
@@ -127,7 +128,7 @@ func extents(r kv.Reader, in *inode, offset, length uint64) (*pb.ExtentsReply, e
 // keep a reader from taking anything wrong, and what is left of them may be what it needs.
 func (c *ChunkRecord) info() *pb.ChunkInfo {
 	info := &pb.ChunkInfo{Id: uint64(c.ID), Length: c.Length, Servers: make([]uint32, len(c.Servers)), Layout: c.Layout.Proto(),
-		Open: c.Owner != 0 && c.Owner != Rewriter}
+		Open: c.Keeper() != 0 && c.Owner != Rewriter}
 	desperate := c.Holders() < c.Layout.Data
 	for shard, s := range c.Servers {
 		if c.Holds(shard) || desperate {
@@ -340,7 +341,7 @@ func Sessions(r kv.Reader) []uint64 {
 	return out
 }
 
-// Owned is how many chunks are being written, rewritten ones included.
+// Owned is how many chunks are being written, or kept for who wrote them, rewritten ones included.
 func Owned(r kv.Reader) uint64 {
 	n := uint64(len(Rewrites(r)))
 	r.Scan(bSession, nil, func(k, v []byte) bool {
@@ -426,8 +427,19 @@ func LayoutOf(r kv.Reader, num uint64) (chunk.Layout, error) {
 
 // Deletions lists at most limit stored ids that a server is to delete and that went before a time (ns), the oldest first.
 func Deletions(r kv.Reader, server chunk.ServerID, before int64, limit int) []chunk.ID {
-	var out []chunk.ID
-	r.Scan(bDeletion, deletionKey(server, 0, 0), func(k, _ []byte) bool {
+	out, _ := DeletionsAfter(r, server, nil, before, limit)
+	return out
+}
+
+// DeletionsAfter is Deletions behind the last one that it returned before; nil: all. What it says of the last one is to be given to it
+// the next time.
+func DeletionsAfter(r kv.Reader, server chunk.ServerID, after []byte, before int64, limit int) (out []chunk.ID, last []byte) {
+	from := deletionKey(server, 0, 0)
+	if after != nil {
+		from = append(slices.Clone(after), 0) // the first key behind it
+	}
+	last = slices.Clone(after)
+	r.Scan(bDeletion, from, func(k, _ []byte) bool {
 		if len(k) != 20 || binary.BigEndian.Uint32(k) != uint32(server) || len(out) >= limit {
 			return false
 		}
@@ -435,9 +447,10 @@ func Deletions(r kv.Reader, server chunk.ServerID, before int64, limit int) []ch
 			return false
 		}
 		out = append(out, chunk.ID(binary.BigEndian.Uint64(k[12:])))
+		last = append(last[:0], k...)
 		return true
 	})
-	return out
+	return out, last
 }
 
 // NextChunk is the id that the next allocated chunk gets: every id from it on is unknown to the state.

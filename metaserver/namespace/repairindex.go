@@ -35,7 +35,7 @@ func (x *tx) fixIndex(f *pb.StateFix) bool {
 	case bOwned:
 		c, err := getChunk(x, chunk.ID(keyNumber(k[8:])))
 		session := keyNumber(k[:8])
-		return err == nil && x.setPresent(b, k, c != nil && c.Owner == session && ownerExists(x, session))
+		return err == nil && x.setPresent(b, k, c != nil && c.Keeper() == session && ownerExists(x, session))
 	case bDegraded:
 		c, err := getChunk(x, chunk.ID(keyNumber(k)))
 		return err == nil && x.setPresent(b, k, c != nil && c.degraded())

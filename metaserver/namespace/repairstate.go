@@ -159,7 +159,7 @@ func (x *tx) fixNext(f *pb.StateFix) bool {
 	return changed
 }
 
-// fixChunk ends moves that cannot be, and seals a chunk whose writer is gone without a trace. The chunk stays, whatever its
+// fixChunk ends moves that cannot be, and seals, or keeps no more, a chunk whose writer is gone without a trace. The chunk stays, whatever its
 // record says of its live bytes.
 func (x *tx) fixChunk(id chunk.ID) bool {
 	c, err := getChunk(x, id)
@@ -177,6 +177,11 @@ func (x *tx) fixChunk(id chunk.ID) bool {
 				x.dropUnless(c, s, c.Stored(shard))
 			}
 		}
+	}
+	if c.Writer != 0 && !sessionExists(x, c.Writer) {
+		x.Delete(bOwned, key16(c.Writer, uint64(id)))
+		c.Writer = 0
+		changed = true
 	}
 	registered := func(s chunk.ServerID) bool { return x.Get(bServer, serverKey(s)) != nil }
 	for k := len(c.Moves) - 1; k >= 0; k-- {
@@ -210,7 +215,7 @@ func (x *tx) dropUnless(c *ChunkRecord, server chunk.ServerID, stored chunk.ID) 
 func (x *tx) fixGarbage(id chunk.ID) bool {
 	cs := newChunkSet(x)
 	c, err := cs.get(id)
-	if err != nil || c == nil || c.Owner != 0 || c.Live != 0 || x.c.chunks == 0 {
+	if err != nil || c == nil || c.Keeper() != 0 || c.Live != 0 || x.c.chunks == 0 {
 		return false
 	}
 	return cs.flush() == nil // cannot fail: there is one to count

@@ -32,7 +32,7 @@ func IsSessionEnded(res *pb.Result) bool {
 type SessionRecord struct {
 	ID     uint64
 	Opened int64  // ns
-	Owned  uint32 // chunks that it is writing
+	Owned  uint32 // chunks that it is writing, or has not given up since repair sealed them
 	Nonce  []byte
 	Client string // host and program
 }
@@ -182,10 +182,10 @@ func (x *tx) endSession(id uint64) error {
 		if err != nil {
 			return err
 		}
-		if c == nil || c.Owner != id {
+		if c == nil || c.Keeper() != id {
 			return damaged(bOwned, key16(id, num))
 		}
-		c.Owner = 0
+		c.Owner, c.Writer = 0, 0
 	}
 	if err := cs.flush(); err != nil {
 		return err
@@ -203,7 +203,7 @@ func (x *tx) endSession(id uint64) error {
 	return x.subtract(&x.c.sessions, 1, "sessions")
 }
 
-// countOwned counts the chunks that a session writes; it may have only so many.
+// countOwned counts the chunks that a session writes or keeps; it may have only so many.
 func (x *tx) countOwned(session uint64, delta int64) error {
 	if session == Rewriter { // which is none
 		return nil

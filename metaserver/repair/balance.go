@@ -154,7 +154,7 @@ func (e *Engine) movable(r kv.Reader, from, to *server, stored chunk.ID, preferr
 	c, ok := namespace.Chunk(r, stored.Chunk())
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !ok || c.Owner != 0 || !c.Full() || len(c.Moves) > 0 || c.ShardOn(to.id) >= 0 || to.full(c) {
+	if !ok || c.Keeper() != 0 || !c.Full() || len(c.Moves) > 0 || c.ShardOn(to.id) >= 0 || to.full(c) {
 		return nil
 	}
 	shard := c.ShardOn(from.id)

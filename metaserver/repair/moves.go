@@ -19,9 +19,11 @@ type move struct {
 	stored  chunk.ID
 	bytes   uint64
 	from    chunk.ServerID // loses it in the end; 0: nobody
+	written bool           // when it was planned: the chunk has to be sealed for it
 	began   time.Time      // under this leader
 	ordered time.Time      // when the order was last given
 	over    bool           // its end waits to be recorded
+	waits   bool           // likewise, for the writer of the chunk: it is not under way any more
 }
 
 // place names a move by where it goes.
@@ -103,7 +105,7 @@ func (e *Engine) order(r kv.Reader, m *move) *pb.CopyOrder {
 	c, ok := namespace.Chunk(r, m.chunk)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !ok || !slices.ContainsFunc(c.Moves, func(o namespace.Move) bool { return o.Shard == m.shard && o.Server == m.server }) {
+	if !ok || !has(c, m) {
 		e.drop(m)
 		return nil
 	}
@@ -123,11 +125,18 @@ func (e *Engine) order(r kv.Reader, m *move) *pb.CopyOrder {
 	return o
 }
 
+// has tells whether a move is in the state.
+func has(c *namespace.ChunkRecord, m *move) bool {
+	return slices.ContainsFunc(c.Moves, func(o namespace.Move) bool { return o.Shard == m.shard && o.Server == m.server })
+}
+
 // drop forgets a move. e.mu is held.
 func (e *Engine) drop(m *move) {
 	if e.moves[m.place()] == m {
 		delete(e.moves, m.place())
-		e.count(m, -1)
+		if !m.waits {
+			e.count(m, -1)
+		}
 		e.stale = true
 	}
 }
@@ -160,11 +169,7 @@ func (e *Engine) fail(m *move) {
 	m.over = true
 	e.results = append(e.results, result{m, false})
 	e.copied.failed++
-	r := e.retries[m.chunk]
-	if r == nil {
-		r = &retry{delay: retryAfter / 2}
-		e.retries[m.chunk] = r
-	}
+	r := e.retry(m)
 	r.delay = min(2*r.delay, maxRetry)
 	r.after = time.Now().Add(r.delay)
 	r.failures++
@@ -181,19 +186,32 @@ func (e *Engine) record() error {
 			return nil
 		}
 		op := &pb.FinishMoves{}
-		for _, r := range batch {
-			if r.done {
+		early, err := e.early(batch)
+		if err != nil {
+			return err
+		}
+		for i, r := range batch {
+			switch {
+			case early[i]:
+			case r.done:
 				op.Done = append(op.Done, r.proto())
-			} else {
+			default:
 				op.Failed = append(op.Failed, r.proto())
 			}
 		}
-		if _, err := e.cluster.Propose(&pb.Op{Op: &pb.Op_FinishMoves{FinishMoves: op}}); err != nil {
-			return fmt.Errorf("record %d moves of shards: %w", n, err)
+		if len(op.Done)+len(op.Failed) > 0 {
+			if _, err := e.cluster.Propose(&pb.Op{Op: &pb.Op_FinishMoves{FinishMoves: op}}); err != nil {
+				return fmt.Errorf("record %d moves of shards: %w", n, err)
+			}
 		}
 		e.mu.Lock()
 		e.results = e.results[n:]
-		for _, r := range batch {
+		for i, r := range batch {
+			if early[i] {
+				e.count(r.move, -1)
+				r.waits = true
+				continue
+			}
 			e.drop(r.move)
 			if r.done {
 				delete(e.retries, r.chunk)
@@ -202,6 +220,73 @@ func (e *Engine) record() error {
 		}
 		e.mu.Unlock()
 	}
+}
+
+// early tells of each result whether it must not be recorded yet: the shard would be deleted where it is, on a server that is up, and
+// what its writer has not committed of the chunk may be nowhere else.
+func (e *Engine) early(results []result) ([]bool, error) {
+	out := make([]bool, len(results))
+	err := e.cluster.View(func(r kv.Reader) error {
+		for i, res := range results {
+			c, ok := namespace.Chunk(r, res.chunk)
+			if !ok || !res.done || c.Writer == 0 || !c.Holds(res.shard) || c.Servers[res.shard] == res.server || !has(c, res.move) {
+				continue
+			}
+			e.mu.Lock()
+			s := e.servers[c.Servers[res.shard]]
+			out[i] = s != nil && !s.dead()
+			e.mu.Unlock()
+		}
+		return nil
+	})
+	return out, err
+}
+
+// resume has moves recorded that waited for writers.
+func (e *Engine) resume() error {
+	var waiting []result
+	e.mu.Lock()
+	for _, m := range e.moves {
+		if m.waits {
+			waiting = append(waiting, result{m, true})
+		}
+	}
+	e.mu.Unlock()
+	if len(waiting) == 0 {
+		return nil
+	}
+	early, err := e.early(waiting)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i, r := range waiting {
+		if !early[i] {
+			e.results = append(e.results, r)
+			e.proceed(r.move)
+		}
+	}
+	return nil
+}
+
+// proceed has a move that waited be one that is under way. e.mu is held.
+func (e *Engine) proceed(m *move) {
+	m.waits = false
+	e.count(m, 1)
+}
+
+// Waiting is how many shards leave a server as soon as the writers of their chunks have published what they wrote there.
+func (e *Engine) Waiting(id chunk.ServerID) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n := 0
+	for _, m := range e.moves {
+		if m.waits && m.from == id {
+			n++
+		}
+	}
+	return n
 }
 
 // shed notes that a server has yet to delete what was moved away from it. e.mu is held.
@@ -216,7 +301,12 @@ func (e *Engine) expire(now time.Time) error {
 	e.mu.Lock()
 	for _, m := range e.moves {
 		s := e.servers[m.server]
-		if !m.over && (s == nil || s.dead() || s.draining || now.Sub(m.began) > moveTimeout) {
+		lost := s == nil || s.dead() || s.draining
+		if m.waits && lost {
+			e.proceed(m)
+			e.fail(m)
+		}
+		if !m.over && (lost || now.Sub(m.began) > moveTimeout) {
 			e.log.Warn("a shard on its way to a chunk server is given up", "server", m.server, "chunk", m.chunk, "shard", m.shard, "after", now.Sub(m.began).Round(time.Second))
 			e.fail(m)
 		}

@@ -140,7 +140,7 @@ func (e *Engine) plan(c *namespace.ChunkRecord, a *assessment, now time.Time) ([
 			continue
 		}
 		taken[target] = true
-		m := &move{chunk: c.ID, shard: shard, server: target, stored: c.Stored(shard), bytes: c.Layout.ShardLength(c.Length)}
+		m := &move{chunk: c.ID, shard: shard, server: target, stored: c.Stored(shard), bytes: c.Layout.ShardLength(c.Length), written: c.Owner != 0}
 		if c.Servers[shard] != target {
 			m.from = c.Servers[shard]
 		}
@@ -156,25 +156,37 @@ func (e *Engine) taken(c *namespace.ChunkRecord) map[chunk.ServerID]bool {
 	return taken
 }
 
-// target chooses the server for a shard. A damaged one is made anew where it is, unless that failed; else placement says.
+// target chooses the server for a shard. A damaged one is made anew where it is, unless that failed; else placement says, of the
+// servers where it did not fail.
 func (e *Engine) target(c *namespace.ChunkRecord, shard int, taken map[chunk.ServerID]bool, hopelessly bool, r *retry) (chunk.ServerID, verdict) {
 	here := e.servers[c.Servers[shard]]
-	inPlace := here != nil && !c.Holds(shard) && c.Owner == 0 && here.usable && !here.full(c)
+	inPlace := here != nil && !c.Holds(shard) && c.Owner == 0 && (here.usable || here.doubtful) && !here.full(c)
 	if inPlace && (r == nil || r.failures%2 == 0 || hopelessly) {
 		return e.allow(here, c)
 	}
 	if hopelessly {
 		return 0, hopeless
 	}
-	var has, free []*pb.Candidate
+	var has, free, failed, doubtful []*pb.Candidate
 	for _, s := range e.servers {
 		switch {
 		case s == here:
 		case taken[s.id]:
 			has = append(has, s.candidate())
+		case s.usable && !s.full(c) && r != nil && r.servers[s.id]:
+			failed = append(failed, s.candidate())
 		case s.usable && !s.full(c):
 			free = append(free, s.candidate())
+		case s.doubtful && !s.full(c):
+			doubtful = append(doubtful, s.candidate())
 		}
+	}
+	if len(free) == 0 && len(failed) > 0 { // all have been tried: from the first again
+		free = failed
+		clear(r.servers)
+	}
+	if len(free) == 0 {
+		free = doubtful
 	}
 	picked := placement.Add(c.ID, has, free, 1)
 	if len(picked) == 0 {
@@ -210,6 +222,7 @@ func (e *Engine) begin(moves []*move, now time.Time) error {
 		op := &pb.StartMoves{}
 		for _, m := range batch {
 			op.Moves = append(op.Moves, m.proto())
+			op.Keep = op.Keep || m.written
 		}
 		res, err := e.cluster.Propose(&pb.Op{Op: &pb.Op_StartMoves{StartMoves: op}})
 		if err != nil {
@@ -223,12 +236,15 @@ func (e *Engine) begin(moves []*move, now time.Time) error {
 		targets := map[chunk.ServerID]bool{}
 		for _, m := range batch {
 			if started[key{m.chunk, m.shard}] {
+				if old := e.moves[m.place()]; old != nil && old.waits { // what it made is gone
+					e.drop(old)
+				}
 				e.adopt(m, now)
 				targets[m.server] = true
 				continue
 			}
 			// A deletion there is not done yet, say.
-			e.retries[m.chunk] = &retry{after: now.Add(retryAfter), delay: retryAfter}
+			e.retry(m).after = now.Add(retryAfter)
 			e.stale = true
 		}
 		e.mu.Unlock()

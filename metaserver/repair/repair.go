@@ -59,6 +59,8 @@ type Config struct {
 	Logger *slog.Logger
 	// StormPatience is how long repair waits when many servers went away at once. 15 minutes.
 	StormPatience time.Duration
+	// SuspectAfter is how long a server is silent before it is suspect for that. 3 seconds.
+	SuspectAfter time.Duration
 }
 
 // Engine repairs while Run runs. Its methods may be called from any goroutine.
@@ -101,6 +103,19 @@ type retry struct {
 	after    time.Time
 	delay    time.Duration
 	failures int
+	// servers are where a move failed, or could not start. Others are tried first.
+	servers map[chunk.ServerID]bool
+}
+
+// retry notes that a move could not be made where it was to be, and returns when there may be another. e.mu is held.
+func (e *Engine) retry(m *move) *retry {
+	r := e.retries[m.chunk]
+	if r == nil {
+		r = &retry{delay: retryAfter / 2, servers: map[chunk.ServerID]bool{}}
+		e.retries[m.chunk] = r
+	}
+	r.servers[m.server] = true
+	return r
 }
 
 type counters struct{ done, failed, bytes uint64 }
@@ -112,6 +127,9 @@ func New(cluster Cluster, cfg Config) *Engine {
 	}
 	if cfg.StormPatience <= 0 {
 		cfg.StormPatience = 15 * time.Minute
+	}
+	if cfg.SuspectAfter <= 0 {
+		cfg.SuspectAfter = 3 * time.Second
 	}
 	return &Engine{
 		cfg: cfg, cluster: cluster, log: cfg.Logger, wake: make(chan struct{}, 1), stale: true,
@@ -163,6 +181,9 @@ func (e *Engine) Run(ctx context.Context) error {
 func (e *Engine) step(ctx context.Context) error {
 	now := time.Now()
 	e.learn(now)
+	if err := e.resume(); err != nil {
+		return err
+	}
 	if err := e.record(); err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ type server struct {
 	state    pb.ServerState
 	draining bool
 	usable   bool      // a shard may be sent there
+	doubtful bool      // it may where nobody else is left: it heartbeats, but is slow, comes and goes, or failed a client
 	capacity uint64    // bytes
 	used     uint64    // bytes of chunks on it
 	free     uint64    // bytes
@@ -54,6 +55,8 @@ func (e *Engine) learn(now time.Time) {
 		s.domain = e.cluster.Domain(id)
 		s.capacity, s.free, s.used = info.Capacity, info.Free, usedBy(info)
 		s.usable = s.state == pb.ServerState_SERVER_STATE_HEALTHY && !s.draining && s.capacity > 0
+		silent := time.Duration(info.LastSeenMs) * time.Millisecond
+		s.doubtful = s.state == pb.ServerState_SERVER_STATE_SUSPECT && silent < e.cfg.SuspectAfter && !s.draining && s.capacity > 0
 		if s.dead() != (was == pb.ServerState_SERVER_STATE_DEAD) || drained != s.draining || was == pb.ServerState_SERVER_STATE_UNKNOWN && s.state != was {
 			e.stale = true
 		}

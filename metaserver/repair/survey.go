@@ -216,7 +216,11 @@ func (v *surveyor) look(r kv.Reader, id chunk.ID) {
 	v.out.drains += uint64(len(a.leaving))
 	v.out.moving += uint64(len(c.Moves))
 	for _, m := range c.Moves {
-		v.moves = append(v.moves, &move{chunk: c.ID, shard: m.Shard, server: m.Server, stored: c.Stored(m.Shard), bytes: shard})
+		o := &move{chunk: c.ID, shard: m.Shard, server: m.Server, stored: c.Stored(m.Shard), bytes: shard}
+		if c.Servers[m.Shard] != m.Server {
+			o.from = c.Servers[m.Shard]
+		}
+		v.moves = append(v.moves, o)
 	}
 	if len(a.missing) > 0 {
 		switch spare := a.alive - c.Layout.Data; {

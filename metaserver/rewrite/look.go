@@ -150,7 +150,7 @@ func (e *Engine) survey(ctx context.Context) (garbage, error) {
 }
 
 func (g *garbage) add(c *namespace.ChunkRecord, livePercent int) {
-	if c.Owner != 0 || c.Length == 0 || c.Live > c.Length {
+	if c.Keeper() != 0 || c.Length == 0 || c.Live > c.Length { // one that is kept would give nothing back yet
 		return
 	}
 	dead := c.Length - c.Live

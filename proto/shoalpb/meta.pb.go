@@ -3337,8 +3337,11 @@ func (x *Move) GetServer() uint32 {
 // StartMoves records that shards are being made. A chunk that is being written is sealed at its committed length first. A
 // move that the state does not allow (any more) is left out; Result.moves are those that were started.
 type StartMoves struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Moves         []*Move                `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Moves []*Move                `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	// A chunk that this seals stays for the session that wrote it until that gives it up, though no extent refers to it: what was
+	// not committed may be nowhere else. Commands that say so have version 3.
+	Keep          bool `protobuf:"varint,2,opt,name=keep,proto3" json:"keep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3378,6 +3381,13 @@ func (x *StartMoves) GetMoves() []*Move {
 		return x.Moves
 	}
 	return nil
+}
+
+func (x *StartMoves) GetKeep() bool {
+	if x != nil {
+		return x.Keep
+	}
+	return false
 }
 
 // FinishMoves ends moves. One that was done puts the new server in the place of the one that had the shard, whose copy is
@@ -7096,10 +7106,11 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x04Move\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x06R\x05chunk\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\rR\x05shard\x12\x16\n" +
-	"\x06server\x18\x03 \x01(\rR\x06server\"2\n" +
+	"\x06server\x18\x03 \x01(\rR\x06server\"F\n" +
 	"\n" +
 	"StartMoves\x12$\n" +
-	"\x05moves\x18\x01 \x03(\v2\x0e.shoal.v1.MoveR\x05moves\"Y\n" +
+	"\x05moves\x18\x01 \x03(\v2\x0e.shoal.v1.MoveR\x05moves\x12\x12\n" +
+	"\x04keep\x18\x02 \x01(\bR\x04keep\"Y\n" +
 	"\vFinishMoves\x12\"\n" +
 	"\x04done\x18\x01 \x03(\v2\x0e.shoal.v1.MoveR\x04done\x12&\n" +
 	"\x06failed\x18\x02 \x03(\v2\x0e.shoal.v1.MoveR\x06failed\"P\n" +
