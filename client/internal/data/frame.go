@@ -31,7 +31,7 @@ type frame struct {
 	pinned  bool       // named by a commit under way
 	rescued bool       // its bytes are being read back from the chunk that they must leave
 	gone    bool       // committed and safe, or dropped: nothing needs its bytes any more
-	full    int        // how often it was turned away by full disks
+	full    int        // how often it was turned away by full disks where there were no others
 	err     error      // the bytes are lost
 	changed chan struct{}
 

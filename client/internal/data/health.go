@@ -33,6 +33,7 @@ type health struct {
 
 type serverHealth struct {
 	failures    int
+	full        bool      // so it said when it failed last
 	last        time.Time // of the last failure
 	avoid       time.Time // until when
 	slow        time.Time // until when it is asked last
@@ -64,7 +65,7 @@ func (h *health) failed(id chunk.ServerID, full bool, err error) {
 	if now.After(s.avoid) { // failures of many streams at once are one
 		s.failures++
 	}
-	s.last = now
+	s.last, s.full = now, full
 	wait := min(avoidMin<<min(s.failures-1, 6), avoidMax)
 	if full {
 		wait = avoidMax
@@ -98,22 +99,24 @@ func (h *health) good(id chunk.ServerID) {
 	}
 }
 
-// avoided returns the servers to keep away from.
-func (h *health) avoided() []chunk.ServerID {
+// avoided returns the servers to keep away from, and which of them are full.
+func (h *health) avoided() (ids, full []chunk.ServerID) {
 	if h.bads.Load() == 0 {
-		return nil
+		return nil, nil
 	}
 	now := time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var ids []chunk.ServerID
 	for id, s := range h.servers {
-		if now.Before(s.avoid) {
-			ids = append(ids, id)
+		if !now.Before(s.avoid) {
+			continue
+		}
+		if ids = append(ids, id); s.full {
+			full = append(full, id)
 		}
 	}
 	slices.Sort(ids)
-	return ids
+	return ids, full
 }
 
 // slow records that a server did not answer a read in time: for a while others are asked first.

@@ -51,6 +51,7 @@ type openChunk struct {
 	moved     bool // frames that were committed here had to leave
 	unsure    bool // it is not known what extents there are of it
 	sealed    bool // metadata was told, or need not be
+	crowded   bool // it was placed on servers that were known to be full, for want of others
 	syncEnd   uint64
 	wanted    uint64 // so much of syncEnd somebody waits for
 	made      time.Time

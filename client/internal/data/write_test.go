@@ -648,3 +648,17 @@ func (x *fixture) memoryGivenBack() {
 	}()
 	eventually(x.t, "all memory is given back", func() bool { return x.store.buffers.budget.used() == 0 })
 }
+
+// TestManyFullServers: that many disks are full is no reason to give up while others have room.
+func TestManyFullServers(t *testing.T) {
+	x := newFixture(t, 24, 3, 2)
+	for _, s := range x.servers[:21] {
+		s.set(func(s *fakeServer) { s.full = true })
+	}
+	f := x.file()
+	want := pattern(3<<20, 3)
+	mustWrite(t, f, want, 0)
+	mustCommit(t, f, true)
+	checkContent(t, f, want)
+	mustClose(t, f)
+}

@@ -14,7 +14,9 @@ import (
 const (
 	maxExclusive   = 64      // open chunks that one file has to itself
 	exclusiveAfter = 1 << 20 // bytes after which a file takes a chunk to itself
-	maxFullTries   = 4       // chunks with full disks before a frame is given up with ENOSPC
+	// maxFullTries is how many chunks whose disks are full a frame is tried with that were placed on servers known to be full. The
+	// metaserver says by itself when all are, as soon as it has heard of it; meanwhile it has no other servers to offer.
+	maxFullTries = 8
 	// A target that waits for its disk, and one without which too few would be left, get so many times more patience; less where
 	// nobody waits for the disk, but frames may wait behind it, and the target is one too many.
 	syncPatience  = 10
