@@ -37,6 +37,7 @@ type serverHealth struct {
 	last        time.Time // of the last failure
 	avoid       time.Time // until when
 	slow        time.Time // until when it is asked last
+	late        time.Time // when it last held up others
 	reported    time.Time
 	outstanding atomic.Int64 // reads
 }
@@ -54,7 +55,7 @@ func (h *health) get(id chunk.ServerID) *serverHealth {
 	return s
 }
 
-// failed records that a server as a whole failed, and reports it.
+// failed records that a server as a whole failed, and reports it, unless err is nil: then it was only slow.
 func (h *health) failed(id chunk.ServerID, full bool, err error) {
 	now := time.Now()
 	h.mu.Lock()
@@ -71,13 +72,30 @@ func (h *health) failed(id chunk.ServerID, full bool, err error) {
 		wait = avoidMax
 	}
 	s.avoid = now.Add(wait)
-	report := now.Sub(s.reported) >= reportEvery
+	report := err != nil && now.Sub(s.reported) >= reportEvery
 	if report {
 		s.reported = now
 	}
 	h.mu.Unlock()
 	if report && !full {
 		h.tasks.run(func() { h.meta.ReportServer(id, 0, err) })
+	}
+}
+
+// late records that a server held up others. Any disk does so now and then; one that does it again is avoided like one that failed,
+// without being reported. apart is how far apart two times are that are not one.
+func (h *health) late(id chunk.ServerID, now time.Time, apart time.Duration) {
+	h.mu.Lock()
+	s := h.get(id)
+	again := !s.late.IsZero() && now.Sub(s.late) < avoidMin
+	if again && now.Sub(s.late) < apart {
+		h.mu.Unlock()
+		return
+	}
+	s.late = now
+	h.mu.Unlock()
+	if again {
+		h.failed(id, false, nil)
 	}
 }
 

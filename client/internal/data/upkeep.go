@@ -95,7 +95,7 @@ func refusal(err error) syscall.Errno {
 
 // monitor gives up targets that stall, chunks that idle and what an ended session left.
 func (w *writer) monitor() {
-	period := min(max(w.s.cfg.StallTimeout/8, 5*time.Millisecond), 250*time.Millisecond)
+	period := min(max(min(w.s.cfg.StallTimeout/8, w.s.cfg.LagTimeout/4), 5*time.Millisecond), 250*time.Millisecond)
 	t := time.NewTicker(period)
 	defer t.Stop()
 	for {
@@ -108,6 +108,7 @@ func (w *writer) monitor() {
 		w.mu.Lock()
 		w.followSession()
 		now := time.Now()
+		w.passLaggards(now)
 		w.dropStalled(now)
 		w.bringOld(now)
 		w.closeIdle(now)
@@ -137,7 +138,9 @@ func (w *writer) dropStalled(now time.Time) {
 			}
 			if d := t.stalled(now); d > limit {
 				drop = append(drop, stalled{t, d})
-				live--
+				if !t.late {
+					live--
+				}
 			}
 		}
 	}
