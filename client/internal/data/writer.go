@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/rpc"
@@ -46,8 +47,9 @@ type writer struct {
 	sealed    chan struct{} // closed when some of them were sealed
 	session   uint64
 	closed    bool
-	unsynced  map[uint64]*frame // the first of those of each inode that were committed before they were durable
-	arrived   []*frame          // on enough disks in their new places, which their extents do not know of
+	leaving   map[chunk.ServerID]time.Time // servers that are being drained or dead, since when that is known
+	unsynced  map[uint64]*frame            // the first of those of each inode that were committed before they were durable
+	arrived   []*frame                     // on enough disks in their new places, which their extents do not know of
 }
 
 type sealing struct {
@@ -57,7 +59,7 @@ type sealing struct {
 
 func newWriter(s *Store) *writer {
 	return &writer{s: s, meta: s.meta, log: s.log, health: s.health, session: s.meta.SessionGen(), chunks: map[*openChunk]struct{}{},
-		pools: map[chunk.Layout]*pool{}, unsynced: map[uint64]*frame{}, needSeal: make(chan struct{}, 1), needRelocate: make(chan struct{}, 1)}
+		leaving: map[chunk.ServerID]time.Time{}, pools: map[chunk.Layout]*pool{}, unsynced: map[uint64]*frame{}, needSeal: make(chan struct{}, 1), needRelocate: make(chan struct{}, 1)}
 }
 
 func (w *writer) start() {
