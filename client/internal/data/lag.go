@@ -64,7 +64,7 @@ func (w *writer) passLaggards(now time.Time) {
 // pass goes on without a target. The chunk ends, which is what is still to come of it: if the target gets there in time it is named
 // as a holder when the chunk is given up, else repair makes its shard anew.
 func (c *openChunk) pass(t *target, now time.Time) {
-	if !t.live || t.late || t.finished {
+	if !t.live || t.late || t.finished || c.live() <= c.minimum { // of several some lack one thing, some another
 		return
 	}
 	w := c.w

@@ -138,3 +138,46 @@ func TestLaggardThatFails(t *testing.T) {
 		return true
 	})
 }
+
+// TestLaggardsInDifferentThings: of two of which each lacks what the other one has only one can be gone on without.
+func TestLaggardsInDifferentThings(t *testing.T) {
+	x := newFixture(t, 3, 3, 2, func(c *StoreConfig) { c.StallTimeout, c.LagTimeout = time.Hour, time.Hour })
+	for _, s := range x.servers {
+		s.set(func(s *fakeServer) { s.stall = true })
+	}
+	f := x.file()
+	want := pattern(100_000, 1)
+	mustWrite(t, f, want, 0)
+	f.flush()
+	w := x.store.writer
+	sent := func() (c *openChunk) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for o := range w.chunks {
+			if len(o.queue) == 1 && !slices.ContainsFunc(o.targets, func(tg *target) bool { return tg.sent == 0 }) {
+				c = o
+			}
+		}
+		return c
+	}
+	eventually(t, "it is sent", func() bool { return sent() != nil })
+	c := sent()
+	w.mu.Lock()
+	for i, m := range []mark{{100_000, 0}, {50_000, 50_000}, {100_000, 100_000}} {
+		c.targets[i].received, c.targets[i].durable = m.received, m.durable
+	}
+	c.awaited, c.wanted = 100_000, 50_000
+	now := time.Now()
+	w.passLaggards(now)
+	w.passLaggards(now.Add(3 * time.Hour))
+	if live := c.live(); live != 2 {
+		t.Errorf("%d are left", live)
+	}
+	w.mu.Unlock()
+	for _, s := range x.servers {
+		s.heal()
+	}
+	mustCommit(t, f, true)
+	x.safe(f, want)
+	mustClose(t, f)
+}
