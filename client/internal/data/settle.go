@@ -169,7 +169,8 @@ func (w *writer) conclude(g *generation, parts []*part, base uint64, err error) 
 		}
 	}
 	refused := refusal(err) == syscall.EINVAL
-	unsure := err != nil && (len(parts) > 1 || g.session != w.meta.SessionGen())
+	unknown := err != nil && err != errChunkLost && refusal(err) == 0 // it may have been made
+	unsure := unknown || err != nil && (len(parts) > 1 || g.session != w.meta.SessionGen())
 	for _, p := range parts {
 		for _, c := range p.chunks {
 			c.commits--
