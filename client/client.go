@@ -78,7 +78,7 @@ func WithCred(c Cred) Option { return func(o *config) { o.cred = &c } }
 // WithMemory bounds the bytes written but not yet acknowledged by the servers. Writers wait when it is reached.
 func WithMemory(bytes int64) Option { return func(o *config) { o.memory = bytes } }
 
-// WithCache bounds the bytes of file data kept in memory for reading.
+// WithCache bounds the bytes of file data kept in memory for reading; 0: none are kept.
 func WithCache(bytes int64) Option { return func(o *config) { o.cache = bytes } }
 
 // WithAttrCache bounds the number of inodes and names cached.
@@ -99,6 +99,9 @@ func Dial(ctx context.Context, addrs string, opts ...Option) (*FS, error) {
 	o := config{memory: DefaultMemory, cache: DefaultCache, attrs: DefaultAttrs, log: slog.Default(), name: defaultName()}
 	for _, opt := range opts {
 		opt(&o)
+	}
+	if o.cache == 0 { // which data.StoreConfig takes for its default
+		o.cache = -1
 	}
 	cred := processCred()
 	if o.cred != nil {

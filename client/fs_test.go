@@ -308,3 +308,27 @@ func TestDialFails(t *testing.T) {
 		t.Error("no address, no error")
 	}
 }
+
+// TestNoCache: a cache of no bytes keeps nothing.
+func TestNoCache(t *testing.T) {
+	c := startCluster(t, clusterOptions{})
+	for _, size := range []int64{0, -1, 8 << 20} {
+		p := c.dial(t, WithCache(size))
+		want := bytes.Repeat([]byte("shoal"), 100_000)
+		must(t, p.WriteFile(t.Context(), "/file", want, 0o644))
+		got, err := p.ReadFile(t.Context(), "/file")
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes of %d, %v", len(got), len(want), err)
+		}
+		families, err := p.registry.Gather()
+		must(t, err)
+		for _, f := range families {
+			if f.GetName() != "shoal_client_cache_bytes" {
+				continue
+			}
+			if kept := f.GetMetric()[0].GetGauge().GetValue(); (kept > 0) != (size > 0) {
+				t.Errorf("WithCache(%d) keeps %v bytes", size, kept)
+			}
+		}
+	}
+}

@@ -43,7 +43,7 @@ Ordinary users need the program fusermount3 (package fuse3); root needs nothing.
 	f.BoolVar(&o.readOnly, "read-only", false, "change nothing")
 	f.BoolVar(&o.trace, "trace", false, "log every request of the kernel (with --log-level debug)")
 	f.Int64Var(&o.memory, "memory", client.DefaultMemory>>20, "MiB of written data that may be on its way to the servers")
-	f.Int64Var(&o.cache, "cache", client.DefaultCache>>20, "MiB of file data kept for reading")
+	f.Int64Var(&o.cache, "cache", client.DefaultCache>>20, "MiB of file data kept for reading; 0: none")
 	f.IntVar(&o.attrs, "cache-attrs", client.DefaultAttrs, "inodes and names kept, half a KiB each")
 	o.web.add(cmd, "")
 	return cmd

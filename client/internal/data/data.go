@@ -7,7 +7,7 @@
 //     buffered lies over what is sent to chunk servers, and that over the extents that metadata has.
 //   - A write is published by one metadata commit, after its bytes, of a code the shards of them, are held by every live target
 //     of their chunks and by no fewer than the layout's minimum (on their disks, for a durable commit). Until then nobody else
-//     sees any of it.
+//     sees any of it. A target that alone holds this up is passed over after a second or so (lag.go).
 //   - A chunk server that fails or stalls costs the writer a new chunk, never an error: bytes are kept in memory until
 //     enough servers have them on disk, committed or not, and read back from those that have should others be lost before
 //     the commit. All servers may lose power at once, again and again: what they lost is written again, and what was committed
@@ -49,6 +49,8 @@ type Meta interface {
 	Extents(ctx context.Context, inode, off, length uint64, fresh bool) (*pb.ExtentsReply, error)
 	// Server says where a chunk server is and what the metaserver thinks of it.
 	Server(ctx context.Context, id chunk.ServerID) (address string, state pb.ServerState, err error)
+	// Leaving returns the chunk servers that are being drained or dead, in no order. It does not block.
+	Leaving() []chunk.ServerID
 	// ReportServer tells the metaserver that a server (id 0: only its copy of a chunk) failed this client. It does not block.
 	ReportServer(id chunk.ServerID, c chunk.ID, err error)
 	Session() uint64
@@ -64,6 +66,7 @@ const (
 
 	minMemory           = 8 << 20
 	defaultStallTimeout = 3 * time.Second
+	defaultLagTimeout   = time.Second
 	defaultIdleTimeout  = 30 * time.Second
 	defaultSyncAfter    = 2 * time.Second
 	defaultReadTimeout  = time.Second
@@ -80,6 +83,7 @@ type StoreConfig struct {
 	Registerer prometheus.Registerer // nil: metrics are not exported
 
 	StallTimeout time.Duration // a target that acknowledges nothing for so long is given up; 0: 3 s
+	LagTimeout   time.Duration // so long a target alone may hold up what somebody waits for and enough others have; 0: 1 s
 	IdleTimeout  time.Duration // open chunks that nothing was written to for so long are given up; 0: 30 s
 	SyncAfter    time.Duration // written data that servers have only received is brought to their disks after so long; 0: 2 s
 	ReadTimeout  time.Duration // a replica that does not answer for so long has the next one asked beside it; 0: 1 s
@@ -100,6 +104,7 @@ func (c *StoreConfig) setDefaults() error {
 		c.Logger = slog.Default()
 	}
 	setDefault(&c.StallTimeout, defaultStallTimeout)
+	setDefault(&c.LagTimeout, defaultLagTimeout)
 	setDefault(&c.IdleTimeout, defaultIdleTimeout)
 	setDefault(&c.SyncAfter, defaultSyncAfter)
 	setDefault(&c.ReadTimeout, defaultReadTimeout)

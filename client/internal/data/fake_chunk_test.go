@@ -24,25 +24,27 @@ type fakeServer struct {
 	id  chunk.ServerID
 	rpc *rpc.Server
 
-	mu        sync.Mutex
-	cond      *sync.Cond
-	chunks    map[chunk.ID][]byte
-	synced    map[chunk.ID]int // bytes of them that survive a loss of power
-	streams   map[*chunk.ID]context.CancelFunc
-	boots     int  // how often it lost power: streams of before are over
-	failAfter int  // frames, then every append fails; -1: never
-	stall     bool // acknowledge nothing
-	stallRead bool
-	full      bool
-	down      bool // every call fails
-	corrupt   bool // replies do not match their checksums
-	amnesia   bool // no chunk is found
-	partial   bool // acknowledge a part of a frame first
-	frames    int
-	syncs     int
-	reads     int
-	stalled   int // reads that had to wait
-	readBytes int
+	mu         sync.Mutex
+	cond       *sync.Cond
+	chunks     map[chunk.ID][]byte
+	synced     map[chunk.ID]int // bytes of them that survive a loss of power
+	streams    map[*chunk.ID]context.CancelFunc
+	boots      int  // how often it lost power: streams of before are over
+	failAfter  int  // frames, then every append fails; -1: never
+	stall      bool // acknowledge nothing
+	stallRead  bool
+	stallSync  bool // acknowledge what is to be on disk as received only
+	stallFirst bool // never answer the first frame of a chunk
+	full       bool
+	down       bool // every call fails
+	corrupt    bool // replies do not match their checksums
+	amnesia    bool // no chunk is found
+	partial    bool // acknowledge a part of a frame first
+	frames     int
+	syncs      int
+	reads      int
+	stalled    int // reads that had to wait
+	readBytes  int
 }
 
 // fault is what can be wrong with a fakeServer.
@@ -56,6 +58,7 @@ func (s *fakeServer) set(fn func(*fakeServer)) {
 func (s *fakeServer) heal() {
 	s.set(func(s *fakeServer) {
 		s.failAfter, s.stall, s.stallRead, s.full, s.down, s.corrupt, s.amnesia, s.partial = -1, false, false, false, false, false, false, false
+		s.stallSync, s.stallFirst = false, false
 	})
 }
 
@@ -165,6 +168,15 @@ func (s *fakeServer) Append(stream rpc.AppendStream) error {
 				return err
 			}
 		}
+		if head.Durable {
+			r, err := s.sync(ctx, id, boots)
+			if err != nil {
+				return err
+			}
+			if err := stream.Send(r); err != nil {
+				return err
+			}
+		}
 		if head.Seal {
 			return nil
 		}
@@ -213,7 +225,7 @@ func (s *fakeServer) appendFrame(ctx context.Context, head *pb.AppendHeader, pay
 		}
 		s.chunks[*id] = b
 	}
-	for s.stall && ctx.Err() == nil {
+	for (s.stall || s.stallFirst && was == 0) && ctx.Err() == nil {
 		s.cond.Wait()
 	}
 	if ctx.Err() != nil {
@@ -224,13 +236,26 @@ func (s *fakeServer) appendFrame(ctx context.Context, head *pb.AppendHeader, pay
 	if s.partial && n > was {
 		out = append(out, &pb.AppendReply{Length: was + (n-was)/2})
 	}
-	r := &pb.AppendReply{Length: n}
-	if head.Durable {
-		s.syncs++
-		s.synced[*id] = int(n)
-		r.Durable = n
+	if !head.Durable || s.stallSync {
+		out = append(out, &pb.AppendReply{Length: n, Durable: uint64(s.synced[*id])})
 	}
-	return append(out, r), nil
+	return out, nil
+}
+
+// sync brings a chunk to the disk.
+func (s *fakeServer) sync(ctx context.Context, id chunk.ID, boots int) (*pb.AppendReply, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.stallSync && ctx.Err() == nil {
+		s.cond.Wait()
+	}
+	if s.boots != boots || ctx.Err() != nil {
+		return nil, errDown
+	}
+	n := len(s.chunks[id])
+	s.syncs++
+	s.synced[id] = n
+	return &pb.AppendReply{Length: uint64(n), Durable: uint64(n)}, nil
 }
 
 func (s *fakeServer) Read(ctx context.Context, req *pb.ReadRequest) (*pb.ReadHeader, mem.BufferSlice, error) {

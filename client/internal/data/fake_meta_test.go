@@ -27,6 +27,7 @@ type fakeMeta struct {
 	next              chunk.ID
 	servers           map[chunk.ServerID]string // address
 	down              map[chunk.ServerID]bool   // not allocated on
+	leaving           map[chunk.ServerID]bool   // likewise, and being drained
 	replicas          int
 	minimum           int
 	commits           int
@@ -54,7 +55,7 @@ type fakeChunkRecord struct {
 
 func newFakeMeta(replicas, minimum int) *fakeMeta {
 	return &fakeMeta{gen: 1, next: 1, replicas: replicas, minimum: minimum, files: map[uint64]*fakeFile{}, chunks: map[chunk.ID]*fakeChunkRecord{},
-		servers: map[chunk.ServerID]string{}, down: map[chunk.ServerID]bool{}}
+		servers: map[chunk.ServerID]string{}, down: map[chunk.ServerID]bool{}, leaving: map[chunk.ServerID]bool{}}
 }
 
 func (m *fakeMeta) create(inode uint64) *pb.Attr {
@@ -328,7 +329,7 @@ func (m *fakeMeta) AllocChunks(ctx context.Context, layout chunk.Layout, count i
 	var good, avoided []chunk.ServerID
 	for id := range m.servers {
 		switch {
-		case m.down[id]:
+		case m.down[id], m.leaving[id]:
 		case slices.Contains(avoid, id):
 			avoided = append(avoided, id)
 		default:
@@ -419,6 +420,17 @@ func (m *fakeMeta) Server(_ context.Context, id chunk.ServerID) (string, pb.Serv
 		return "", 0, fmt.Errorf("server %d is not known", id)
 	}
 	return a, pb.ServerState_SERVER_STATE_HEALTHY, nil
+}
+
+func (m *fakeMeta) Leaving() (ids []chunk.ServerID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, leaving := range m.leaving {
+		if leaving {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 func (m *fakeMeta) ReportServer(id chunk.ServerID, c chunk.ID, err error) {

@@ -28,10 +28,11 @@ type frame struct {
 	cut     *stripe    // while it is sent in shards
 	settled bool       // every live target has received it, and at least the minimum
 	durable bool       // likewise, and has it on disk
+	awaited bool       // somebody waits until it is settled
 	pinned  bool       // named by a commit under way
 	rescued bool       // its bytes are being read back from the chunk that they must leave
 	gone    bool       // committed and safe, or dropped: nothing needs its bytes any more
-	full    int        // how often it was turned away by full disks
+	full    int        // how often it was turned away by full disks where there were no others
 	err     error      // the bytes are lost
 	changed chan struct{}
 

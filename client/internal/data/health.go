@@ -33,9 +33,11 @@ type health struct {
 
 type serverHealth struct {
 	failures    int
+	full        bool      // so it said when it failed last
 	last        time.Time // of the last failure
 	avoid       time.Time // until when
 	slow        time.Time // until when it is asked last
+	late        time.Time // when it last held up others
 	reported    time.Time
 	outstanding atomic.Int64 // reads
 }
@@ -53,7 +55,7 @@ func (h *health) get(id chunk.ServerID) *serverHealth {
 	return s
 }
 
-// failed records that a server as a whole failed, and reports it.
+// failed records that a server as a whole failed, and reports it, unless err is nil: then it was only slow.
 func (h *health) failed(id chunk.ServerID, full bool, err error) {
 	now := time.Now()
 	h.mu.Lock()
@@ -64,19 +66,36 @@ func (h *health) failed(id chunk.ServerID, full bool, err error) {
 	if now.After(s.avoid) { // failures of many streams at once are one
 		s.failures++
 	}
-	s.last = now
+	s.last, s.full = now, full
 	wait := min(avoidMin<<min(s.failures-1, 6), avoidMax)
 	if full {
 		wait = avoidMax
 	}
 	s.avoid = now.Add(wait)
-	report := now.Sub(s.reported) >= reportEvery
+	report := err != nil && now.Sub(s.reported) >= reportEvery
 	if report {
 		s.reported = now
 	}
 	h.mu.Unlock()
 	if report && !full {
 		h.tasks.run(func() { h.meta.ReportServer(id, 0, err) })
+	}
+}
+
+// late records that a server held up others. Any disk does so now and then; one that does it again is avoided like one that failed,
+// without being reported. apart is how far apart two times are that are not one.
+func (h *health) late(id chunk.ServerID, now time.Time, apart time.Duration) {
+	h.mu.Lock()
+	s := h.get(id)
+	again := !s.late.IsZero() && now.Sub(s.late) < avoidMin
+	if again && now.Sub(s.late) < apart {
+		h.mu.Unlock()
+		return
+	}
+	s.late = now
+	h.mu.Unlock()
+	if again {
+		h.failed(id, false, nil)
 	}
 }
 
@@ -98,22 +117,24 @@ func (h *health) good(id chunk.ServerID) {
 	}
 }
 
-// avoided returns the servers to keep away from.
-func (h *health) avoided() []chunk.ServerID {
+// avoided returns the servers to keep away from, and which of them are full.
+func (h *health) avoided() (ids, full []chunk.ServerID) {
 	if h.bads.Load() == 0 {
-		return nil
+		return nil, nil
 	}
 	now := time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var ids []chunk.ServerID
 	for id, s := range h.servers {
-		if now.Before(s.avoid) {
-			ids = append(ids, id)
+		if !now.Before(s.avoid) {
+			continue
+		}
+		if ids = append(ids, id); s.full {
+			full = append(full, id)
 		}
 	}
 	slices.Sort(ids)
-	return ids
+	return ids, full
 }
 
 // slow records that a server did not answer a read in time: for a while others are asked first.

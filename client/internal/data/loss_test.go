@@ -205,6 +205,7 @@ type hooked struct {
 	*fakeMeta
 	afterExtents atomic.Pointer[func()]
 	commit       func(context.Context) error
+	lostAnswer   error // of commits that are made
 }
 
 func (h *hooked) Extents(ctx context.Context, inode, off, length uint64, fresh bool) (*pb.ExtentsReply, error) {
@@ -221,7 +222,11 @@ func (h *hooked) Commit(ctx context.Context, c *pb.Commit) (*pb.Result, error) {
 			return nil, err
 		}
 	}
-	return h.fakeMeta.Commit(ctx, c)
+	r, err := h.fakeMeta.Commit(ctx, c)
+	if err == nil && h.lostAnswer != nil {
+		return nil, h.lostAnswer
+	}
+	return r, err
 }
 
 // TestReadDuringGrowthElsewhere: where the file ends and what is in it must be of one version. The extents of an older one

@@ -18,6 +18,7 @@ type metrics struct {
 	rebuilt   prometheus.Counter
 	corrupt   prometheus.Counter
 	switches  prometheus.Counter
+	late      prometheus.Counter
 	resent    prometheus.Counter
 	relocated prometheus.Counter
 	commits   prometheus.Counter
@@ -66,6 +67,7 @@ func newMetrics(s *Store, r prometheus.Registerer) *metrics {
 		rebuilt:   counter("read_rebuilt_total", "Parts of coded chunks that were computed from other shards for a read."),
 		corrupt:   counter("read_corrupt_total", "Replicas that were missing or did not match their checksums."),
 		switches:  counter("write_target_failures_total", "Targets given up while a chunk was written."),
+		late:      counter("write_target_lags_total", "Targets not waited for any more, because enough others had what was waited for."),
 		resent:    counter("write_resent_frames_total", "Frames sent again to another chunk."),
 		relocated: counter("write_relocated_frames_total", "Frames that chunk servers lost after they were committed, and that are in another chunk now."),
 		commits:   counter("commits_total", "Metadata commits of file data."),

@@ -2,6 +2,7 @@ package data
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
@@ -51,8 +52,10 @@ type openChunk struct {
 	moved     bool // frames that were committed here had to leave
 	unsure    bool // it is not known what extents there are of it
 	sealed    bool // metadata was told, or need not be
+	crowded   bool // it was placed on servers that were known to be full, for want of others
 	syncEnd   uint64
 	wanted    uint64 // so much of syncEnd somebody waits for
+	awaited   uint64 // so much somebody waits for to be received
 	made      time.Time
 	used      time.Time
 	changed   chan struct{}
@@ -79,6 +82,9 @@ type target struct {
 	sealSent bool
 	cutting  bool      // its shard of a frame is being made
 	since    time.Time // when it last made progress or got something to do
+	behind   time.Time // since when it has to reach the goal, which enough others have reached; zero if it has
+	goal     mark
+	late     bool // nobody waits for it any more
 }
 
 func newOpenChunk(p *pool, a *pb.AllocatedChunk, session uint64) *openChunk {
@@ -148,6 +154,9 @@ func (c *openChunk) place(fr *frame) {
 	c.queue = append(c.queue, fr)
 	c.held[fr] = struct{}{}
 	c.used = now
+	if fr.awaited {
+		c.awaited = fr.end()
+	}
 	if fr.sync {
 		c.syncEnd, c.wanted = max(c.syncEnd, fr.end()), fr.end()
 	}
@@ -191,11 +200,11 @@ func (c *openChunk) close() {
 	c.retire()
 }
 
-// holders returns how many live targets there are and what all of them have received and have on disk.
+// holders returns how many live targets there are that are not late, and what all of these have received and have on disk.
 func (c *openChunk) holders() (live int, received, durable uint64) {
 	received, durable = c.length, c.length
 	for _, t := range c.targets {
-		if t.live {
+		if t.live && !t.late {
 			live++
 			received, durable = min(received, t.received), min(durable, t.durable)
 		}
@@ -285,7 +294,10 @@ func (c *openChunk) retire() {
 	case c.moved && !c.unsure:
 		c.sealed, c.moved = true, false
 		c.w.seal(c.remains(), c.w.session)
-	case !c.sealed:
+	case c.sealed:
+	case slices.ContainsFunc(c.targets, func(t *target) bool { return t.late && t.live && !t.finished }):
+		return // it may make it yet, and be named then
+	default:
 		c.sealed = true
 		c.w.seal(&pb.ChunkCommit{Chunk: uint64(c.id), Length: c.committed, Servers: c.sealServers(), Seal: true}, c.session)
 	}

@@ -237,8 +237,8 @@ func (p *pool) placeWaiting() {
 
 func (p *pool) allocate(ctx context.Context, count int) error {
 	w := p.w
-	gen := w.meta.SessionGen()
-	avoid := w.health.avoided()
+	gen, asked := w.meta.SessionGen(), time.Now()
+	avoid, full := w.health.avoided()
 	chunks, err := w.meta.AllocChunks(ctx, p.want, count, avoid)
 	if err != nil && len(avoid) > 0 && fserr.Errno(err) == syscall.EAGAIN {
 		// Better one that failed a while ago than none: the metaserver knows which are up.
@@ -256,6 +256,8 @@ func (p *pool) allocate(ctx context.Context, count int) error {
 	usable := 0
 	for _, a := range chunks {
 		c := newOpenChunk(p, a, gen)
+		c.made = asked // what is known to have happened since may not have been considered
+		c.crowded = slices.ContainsFunc(c.targets, func(t *target) bool { return slices.Contains(full, t.server) })
 		w.chunks[c] = struct{}{}
 		if !c.usable() {
 			c.close()

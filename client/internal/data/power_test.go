@@ -2,6 +2,7 @@ package data
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -287,4 +288,30 @@ func TestCloseOfStoreWaitsForDisks(t *testing.T) {
 	x.losePower()
 	y := x.second()
 	checkContent(t, y.open(f.inode), want)
+}
+
+// TestPowerLossAfterUnknownCommit: a chunk is not cut below what a commit names that was made though its answer was an error.
+func TestPowerLossAfterUnknownCommit(t *testing.T) {
+	h := new(hooked)
+	x := newFixture(t, 3, 3, 2, func(c *StoreConfig) {
+		h.fakeMeta, c.SyncAfter = c.Meta.(*fakeMeta), time.Hour
+		c.Meta = h
+	})
+	f, g := x.file(), x.file()
+	want := pattern(100_000, 1)
+	mustWrite(t, f, want, 0)
+	mustCommit(t, f, false)
+	mustWrite(t, g, want, 0)
+	h.lostAnswer = errors.New("resource exhausted")
+	if err := g.Commit(x.ctx(), false); !errors.Is(err, h.lostAnswer) {
+		t.Fatal(err)
+	}
+	h.lostAnswer = nil
+	x.losePower()
+	mustCommit(t, f, true)
+	x.safe(f, want)
+	mustClose(t, f)
+	mustClose(t, g)
+	eventually(t, "nothing is pending", x.quiet)
+	x.safe(f, want)
 }

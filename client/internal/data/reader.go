@@ -33,11 +33,20 @@ var (
 	errUnreachable = errors.New("no server that holds the bytes answers")
 )
 
+// badCopies says where no copy is good.
+type badCopies struct {
+	where string
+	error
+}
+
+func (b *badCopies) Unwrap() error { return b.error }
+
 // reader reads chunks: from its cache, or from the best replica.
 type reader struct {
 	s     *Store
 	cache *cache
 	ahead atomic.Int64 // bytes being read ahead
+	moved moved
 }
 
 func newReader(s *Store) *reader { return &reader{s: s, cache: newCache(s.cfg.CacheBytes)} }
@@ -55,8 +64,11 @@ func (r *reader) read(ctx context.Context, p piece) error {
 	todo := []span{{p.off, p.off + uint64(p.n)}}
 	for round := 0; len(todo) > 0; round++ {
 		fetch, flights, waiting := r.lookup(p, todo, round > 0)
-		if err := r.fetchSpans(ctx, p, fetch); errors.Is(err, errAllBad) && (p.open || r.s.writer.keeps(p.chunk)) {
-			return fmt.Errorf("%w, though %w", err, errAwaited)
+		if err := r.fetchSpans(ctx, p, fetch); errors.Is(err, errAllBad) {
+			if p.open || r.s.writer.keeps(p.chunk) {
+				err = fmt.Errorf("%w, though %w", err, errAwaited)
+			}
+			return &badCopies{fmt.Sprint(p.chunk, p.servers), err}
 		} else if err != nil {
 			return err
 		}
@@ -241,6 +253,9 @@ func (r *reader) fetch(ctx context.Context, loc location) (mem.BufferSlice, erro
 // blame records that a replica failed and tells whether it answered that it has not got the bytes.
 func (r *reader) blame(id chunk.ID, o outcome) bool {
 	if definite(o.err) {
+		if rpc.Kind(o.err) == rpc.ChunkNotFound {
+			r.moved.suspect(id.Chunk())
+		}
 		r.s.metrics.corrupt.Inc()
 		r.s.log.Warn("a copy of a chunk is missing or damaged; reading another", "server", o.server, "chunk", id, "error", o.err)
 		r.s.health.badCopy(o.server, id, o.err)
@@ -317,12 +332,14 @@ func (r *reader) candidate(ctx context.Context, loc location, i int) candidate {
 	id := loc.servers[i]
 	address, state, err := r.s.meta.Server(ctx, id)
 	if err != nil || address == "" {
+		r.moved.suspect(loc.chunk)
 		return candidate{id: id}
 	}
 	c := candidate{id: id, address: address, outstanding: r.s.health.outstanding(id)}
 	switch state {
 	case pb.ServerState_SERVER_STATE_DEAD:
 		c.rank += 4 * rankUnfit
+		r.moved.suspect(loc.chunk)
 	case pb.ServerState_SERVER_STATE_SUSPECT:
 		c.rank += 2 * rankUnfit
 	}

@@ -15,7 +15,7 @@ func (w *writer) reroute(c *openChunk, resend, reread []*frame) {
 		c.pool.failures++
 	}
 	slices.SortFunc(resend, func(a, b *frame) int { return int(a.off) - int(b.off) })
-	full := c.diskFull()
+	full := c.crowded && c.diskFull()
 	for _, fr := range resend {
 		fr.chunk, fr.off, fr.settled, fr.durable = nil, 0, false, false
 		w.s.metrics.resent.Inc()

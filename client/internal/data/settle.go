@@ -21,6 +21,7 @@ type part struct {
 // settle waits until enough servers hold every frame of a generation, on their disks if it is to be durable, and pins the
 // frames where they are.
 func (w *writer) settle(ctx context.Context, g *generation) error {
+	w.await(g.frames)
 	for from := 0; ; {
 		w.mu.Lock()
 		durable := g.durable.Load()
@@ -45,6 +46,18 @@ func (w *writer) settle(ctx context.Context, g *generation) error {
 		case <-wait:
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+	}
+}
+
+// await says that somebody waits until frames are settled.
+func (w *writer) await(frames []*frame) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, fr := range frames {
+		fr.awaited = true
+		if c := fr.chunk; c != nil && !fr.settled {
+			c.awaited = max(c.awaited, fr.end())
 		}
 	}
 }
@@ -156,7 +169,8 @@ func (w *writer) conclude(g *generation, parts []*part, base uint64, err error) 
 		}
 	}
 	refused := refusal(err) == syscall.EINVAL
-	unsure := err != nil && (len(parts) > 1 || g.session != w.meta.SessionGen())
+	unknown := err != nil && err != errChunkLost && refusal(err) == 0 // it may have been made
+	unsure := unknown || err != nil && (len(parts) > 1 || g.session != w.meta.SessionGen())
 	for _, p := range parts {
 		for _, c := range p.chunks {
 			c.commits--

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/fserr"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
@@ -95,7 +96,7 @@ func refusal(err error) syscall.Errno {
 
 // monitor gives up targets that stall, chunks that idle and what an ended session left.
 func (w *writer) monitor() {
-	period := min(max(w.s.cfg.StallTimeout/8, 5*time.Millisecond), 250*time.Millisecond)
+	period := min(max(min(w.s.cfg.StallTimeout/8, w.s.cfg.LagTimeout/4), 5*time.Millisecond), 250*time.Millisecond)
 	t := time.NewTicker(period)
 	defer t.Stop()
 	for {
@@ -105,12 +106,15 @@ func (w *writer) monitor() {
 			return
 		case <-t.C:
 		}
+		leaving := w.meta.Leaving()
 		w.mu.Lock()
 		w.followSession()
 		now := time.Now()
+		w.passLaggards(now)
 		w.dropStalled(now)
 		w.bringOld(now)
 		w.closeIdle(now)
+		w.leave(leaving, now)
 		w.mu.Unlock()
 	}
 }
@@ -137,7 +141,9 @@ func (w *writer) dropStalled(now time.Time) {
 			}
 			if d := t.stalled(now); d > limit {
 				drop = append(drop, stalled{t, d})
-				live--
+				if !t.late {
+					live--
+				}
 			}
 		}
 	}
@@ -174,6 +180,47 @@ func (w *writer) closeIdle(now time.Time) {
 			p.retire()
 		}
 	}
+}
+
+// leave gives up the chunks on servers that are being drained or dead: repair waits for that. What is not published yet moves while it
+// can be read, where without these servers too few would have it: a server that was drained deletes what it has.
+func (w *writer) leave(servers []chunk.ServerID, now time.Time) {
+	maps.DeleteFunc(w.leaving, func(id chunk.ServerID, _ time.Time) bool { return !slices.Contains(servers, id) })
+	for _, id := range servers {
+		if _, known := w.leaving[id]; !known {
+			w.leaving[id] = now
+		}
+	}
+	if len(servers) == 0 {
+		return
+	}
+	for c := range w.chunks {
+		stay, here := 0, 0
+		for _, t := range c.targets {
+			// What was placed there since is placed by who knows better.
+			if since, leaves := w.leaving[t.server]; leaves && !c.made.After(since) {
+				here++
+			} else if t.live && !t.late {
+				stay++
+			}
+		}
+		if here == 0 {
+			continue
+		}
+		c.close()
+		if stay < c.minimum && !c.lost && c.unpublished() {
+			c.lose()
+		}
+	}
+}
+
+func (c *openChunk) unpublished() bool {
+	for fr := range c.held {
+		if !fr.published {
+			return true
+		}
+	}
+	return false
 }
 
 // followSession drops everything that belongs to a session that was lost. The metaserver has sealed its chunks, so that

@@ -73,8 +73,8 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	f.readAhead(uint64(off), len(p))
 	fresh := false
-	misses := 0          // how often in a row no copy was good, and nobody known who could write it again
-	var missed time.Time // since when no copy is good
+	misses := map[string]int{} // how often no copy was good in one place, and nobody known who could write it again
+	var missed time.Time       // since when no copy is good
 	for attempt := 0; ; attempt++ {
 		n, err := f.readOnce(ctx, p, uint64(off), attempt, fresh)
 		switch {
@@ -91,20 +91,24 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 				missed = time.Now()
 			}
 			awaited := errors.Is(err, errAwaited)
-			// The extents may have been those of a chunk that was given up since: cached ones, and fresh ones by the time they were used.
-			if misses++; awaited {
-				misses = 0
+			// The extents may have been those of a chunk that was moved or given up since: cached ones, and fresh ones by the time they
+			// were used. They are asked for anew as long as they say something else each time.
+			n := 0
+			if bad := (*badCopies)(nil); errors.As(err, &bad) && !awaited {
+				misses[bad.where]++
+				n = misses[bad.where]
 			}
-			if misses > 2 || time.Since(missed) > lostPatience {
+			if n > 2 || time.Since(missed) > lostPatience {
 				return 0, fserr.New(syscall.EIO, "read inode %d at %d: %v", f.inode, off, err)
 			}
-			if awaited {
+			if awaited || n > 1 {
 				if err := sleep(ctx, backoff(attempt)); err != nil {
 					return 0, err
 				}
 			}
 		case errors.Is(err, errOutdated):
 		case errors.Is(err, errUnreachable):
+			missed = time.Time{}
 			if attempt > 0 {
 				if err := sleep(ctx, backoff(attempt-1)); err != nil {
 					return 0, err
@@ -271,6 +275,10 @@ func (f *File) committed(ctx context.Context, p []byte, off uint64, m span, piec
 			return nil, fmt.Errorf("extents of inode %d: %w", f.inode, err)
 		}
 		f.Observe(r.Attr)
+		if !fresh && f.s.reader.moved.due(r.Chunks) {
+			off, n := m.lo, uint64(m.len())
+			f.s.tasks.run(func() { _, _ = f.s.meta.Extents(f.s.ctx, f.inode, off, n, true) }) // for reads to come
+		}
 		if r.GetAttr().GetDataVersion() < v.version && !fresh {
 			return nil, errOutdated
 		}

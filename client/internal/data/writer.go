@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/rpc"
@@ -14,7 +15,9 @@ import (
 const (
 	maxExclusive   = 64      // open chunks that one file has to itself
 	exclusiveAfter = 1 << 20 // bytes after which a file takes a chunk to itself
-	maxFullTries   = 4       // chunks with full disks before a frame is given up with ENOSPC
+	// maxFullTries is how many chunks whose disks are full a frame is tried with that were placed on servers known to be full. The
+	// metaserver says by itself when all are, as soon as it has heard of it; meanwhile it has no other servers to offer.
+	maxFullTries = 8
 	// A target that waits for its disk, and one without which too few would be left, get so many times more patience; less where
 	// nobody waits for the disk, but frames may wait behind it, and the target is one too many.
 	syncPatience  = 10
@@ -44,8 +47,9 @@ type writer struct {
 	sealed    chan struct{} // closed when some of them were sealed
 	session   uint64
 	closed    bool
-	unsynced  map[uint64]*frame // the first of those of each inode that were committed before they were durable
-	arrived   []*frame          // on enough disks in their new places, which their extents do not know of
+	leaving   map[chunk.ServerID]time.Time // servers that are being drained or dead, since when that is known
+	unsynced  map[uint64]*frame            // the first of those of each inode that were committed before they were durable
+	arrived   []*frame                     // on enough disks in their new places, which their extents do not know of
 }
 
 type sealing struct {
@@ -55,7 +59,7 @@ type sealing struct {
 
 func newWriter(s *Store) *writer {
 	return &writer{s: s, meta: s.meta, log: s.log, health: s.health, session: s.meta.SessionGen(), chunks: map[*openChunk]struct{}{},
-		pools: map[chunk.Layout]*pool{}, unsynced: map[uint64]*frame{}, needSeal: make(chan struct{}, 1), needRelocate: make(chan struct{}, 1)}
+		leaving: map[chunk.ServerID]time.Time{}, pools: map[chunk.Layout]*pool{}, unsynced: map[uint64]*frame{}, needSeal: make(chan struct{}, 1), needRelocate: make(chan struct{}, 1)}
 }
 
 func (w *writer) start() {

@@ -108,6 +108,18 @@ func (c *Client) server(id chunk.ServerID) *pb.ServerInfo {
 	return c.servers[uint32(id)]
 }
 
+// Leaving returns the chunk servers that are being drained or dead, as the leader last said.
+func (c *Client) Leaving() (ids []chunk.ServerID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, s := range c.servers {
+		if s.Draining || s.State == pb.ServerState_SERVER_STATE_DEAD {
+			ids = append(ids, chunk.ServerID(id))
+		}
+	}
+	return ids
+}
+
 // ReportServer tells the leader that a chunk server, or its copy of a chunk, failed. It does not wait and may get lost.
 func (c *Client) ReportServer(server chunk.ServerID, id chunk.ID, cause error) {
 	req := &pb.ReportServerRequest{Session: c.Session(), Server: uint32(server), Chunk: uint64(id)}
