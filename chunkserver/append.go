@@ -268,7 +268,9 @@ func (a *appender) send(length, durable uint64) error {
 // finish seals a chunk beside the stream that wrote it: the client need not wait for that.
 func (s *Server) finish(w *disk.Writer) {
 	seal := func() {
-		if err := w.Finish(); err != nil && !errors.Is(err, disk.ErrFailed) && !errors.Is(err, disk.ErrFull) && !errors.Is(err, disk.ErrNotFound) {
+		err := w.Finish()
+		known := errors.Is(err, disk.ErrFailed) || errors.Is(err, disk.ErrFull) || errors.Is(err, disk.ErrNotFound) || errors.Is(err, disk.ErrCorrupt)
+		if err != nil && !known {
 			s.log.Warn("a chunk was not sealed; it will be read record by record", "err", err)
 		}
 	}

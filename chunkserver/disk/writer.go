@@ -330,3 +330,27 @@ func (w *Writer) snapshot() (handle, bool) {
 	}
 	return handle{file: w.file.ref(), ix: w.ix}, true
 }
+
+// progress is how far a writer was at some moment.
+type progress struct {
+	ix      index
+	durable uint64
+	salt    uint64
+	seed    uint32
+}
+
+// progress returns false before there is a file.
+func (w *Writer) progress() (progress, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file == nil {
+		return progress{}, false
+	}
+	return progress{ix: w.ix, durable: w.durable, salt: w.salt, seed: w.seed}, true
+}
+
+// end is where in the file the last record ends.
+func (p *progress) end() int64 { return p.ix.endOf(len(p.ix.frames)) }
+
+// onDisk is where in the file those records end that are on disk for certain.
+func (p *progress) onDisk() int64 { return p.ix.endOf(p.ix.find(p.durable)) }
