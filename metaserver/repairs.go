@@ -80,16 +80,12 @@ func (l *leader) takeChecks(server chunk.ServerID) []uint64 {
 	return ids[:n]
 }
 
-// lost records that a server has found shards damaged or missing, and has them made anew.
-func (l *leader) lost(server chunk.ServerID, stored []chunk.ID) error {
+// lost records that a server has found shards damaged, or else that they are missing or too short, and has them made anew.
+func (l *leader) lost(server chunk.ServerID, stored []chunk.ID, damaged bool) error {
 	var ids []uint64
 	if err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
 		for _, id := range stored {
-			c, ok := namespace.Chunk(r, id.Chunk())
-			if !ok {
-				continue
-			}
-			if shard := c.ShardOn(server); shard >= 0 && c.Holds(shard) && c.Stored(shard) == id {
+			if c, ok := namespace.Chunk(r, id.Chunk()); ok && matters(c, server, id, damaged) {
 				ids = append(ids, uint64(id))
 			}
 		}
@@ -98,7 +94,8 @@ func (l *leader) lost(server chunk.ServerID, stored []chunk.ID) error {
 		return err
 	}
 	for batch := range slices.Chunk(ids, maxLose) {
-		if _, err := l.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: &pb.LoseShards{Server: uint32(server), Stored: batch}}}); err != nil {
+		op := &pb.LoseShards{Server: uint32(server), Stored: batch, Damaged: damaged}
+		if _, err := l.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: op}}); err != nil {
 			return err
 		}
 	}
@@ -106,6 +103,12 @@ func (l *leader) lost(server chunk.ServerID, stored []chunk.ID) error {
 		l.repair.Changed()
 	}
 	return nil
+}
+
+// matters tells whether it changes anything that a shard is not whole on a server: it counts there, or will with the next commit.
+func matters(c *namespace.ChunkRecord, server chunk.ServerID, id chunk.ID, damaged bool) bool {
+	shard := c.ShardOn(server)
+	return shard >= 0 && c.Stored(shard) == id && (c.Holds(shard) || damaged && c.Owner != 0)
 }
 
 // scrubbed takes how far a server's scrub is. A new leader learns so of a pass that the one before asked for.

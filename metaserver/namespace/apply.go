@@ -18,9 +18,13 @@ const CommandVersion = 2
 // VersionOf is the command set that an operation belongs to. A metaserver that does not know a command stops, as it would
 // else go on with another state than its peers: so a command says no higher number than it needs.
 func VersionOf(op *pb.Op) uint32 {
-	switch op.GetOp().(type) {
+	switch op := op.GetOp().(type) {
 	case *pb.Op_RepairState, *pb.Op_StartRewrite, *pb.Op_FinishRewrite, *pb.Op_DropRewrites:
 		return 2
+	case *pb.Op_LoseShards:
+		if op.LoseShards.GetDamaged() {
+			return 2
+		}
 	}
 	return 1
 }
