@@ -77,7 +77,7 @@ type Server struct {
 	copyRate  *throttle
 	scrubs    *scrubs
 	beat      chan struct{} // 1: there is something to tell the metaserver at once
-	relist    chan struct{} // 1: a disk failed, which changes what the inventory says
+	relist    chan struct{} // 1: the inventory is to be sent: a disk failed, or more is damaged than a heartbeat says
 	corruptMu sync.Mutex
 	corrupt   []uint64
 
