@@ -141,6 +141,9 @@ func (s *Server) open() (err error) {
 	if err != nil {
 		return err
 	}
+	for _, d := range s.store.disks {
+		s.deletions.lanes[d] = &lane{wake: make(chan struct{}, 1)}
+	}
 	s.scrubs = s.newScrubs()
 	if err := s.metrics.register(); err != nil {
 		return errors.Join(err, s.store.close())

@@ -293,31 +293,37 @@ func (f *hungFS) wait(path string) {
 
 func (f *hungFS) Space(path string) (disk.Space, error) { f.wait(path); return f.FS.Space(path) }
 func (f *hungFS) Remove(path string) error              { f.wait(path); return f.FS.Remove(path) }
-func (f *hungFS) Open(path string) (disk.File, error)   { f.wait(path); return f.file(f.FS.Open(path)) }
+func (f *hungFS) Open(path string) (disk.File, error) {
+	f.wait(path)
+	return f.file(path)(f.FS.Open(path))
+}
 func (f *hungFS) Create(path string) (disk.File, error) {
 	f.wait(path)
-	return f.file(f.FS.Create(path))
+	return f.file(path)(f.FS.Create(path))
 }
 
-func (f *hungFS) file(file disk.File, err error) (disk.File, error) {
-	if err != nil {
-		return nil, err
+func (f *hungFS) file(path string) func(disk.File, error) (disk.File, error) {
+	return func(file disk.File, err error) (disk.File, error) {
+		if err != nil {
+			return nil, err
+		}
+		return &hungFile{file, f, path}, nil
 	}
-	return &hungFile{file, f}, nil
 }
 
 type hungFile struct {
 	disk.File
-	fs *hungFS
+	fs   *hungFS
+	path string
 }
 
 func (f *hungFile) ReadAt(b []byte, off int64) (int, error) {
-	f.fs.wait(f.fs.dir)
+	f.fs.wait(f.path)
 	return f.File.ReadAt(b, off)
 }
-func (f *hungFile) Sync() error { f.fs.wait(f.fs.dir); return f.File.Sync() }
+func (f *hungFile) Sync() error { f.fs.wait(f.path); return f.File.Sync() }
 func (f *hungFile) WriteBuffers(bufs [][]byte, off int64) error {
-	f.fs.wait(f.fs.dir)
+	f.fs.wait(f.path)
 	return f.File.WriteBuffers(bufs, off)
 }
 
