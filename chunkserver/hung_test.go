@@ -1,12 +1,15 @@
 package chunkserver
 
 import (
+	"context"
+	"sync"
 	"testing"
 
 	"google.golang.org/grpc/mem"
 
 	"github.com/shoalfs/shoalfs/chunkserver/disk"
 	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/rpc"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -92,3 +95,68 @@ func TestDeleteFromSeveralDisks(t *testing.T) {
 		t.Error("it is still there")
 	}
 }
+
+// TestHungDiskReads: as many reads as may wait for one disk keep none from another.
+func TestHungDiskReads(t *testing.T) {
+	_, s, fs := twoDisks(t)
+	data := random(10_000)
+	keep(t, s.store.disks[0], 1, data)
+	keep(t, s.store.disks[1], 2, data)
+	c := dial(t, s)
+	c.mustRead(1, 0, data)
+	fs.hang()
+	var reads sync.WaitGroup
+	for range maxReading + 5 {
+		reads.Go(func() {
+			if got, err := c.read(1, 0, len(data)); err != nil || len(got) != len(data) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+	awaitTrue(t, "reads that hang", func() bool { return len(s.shares[s.store.disks[0]].reading) == maxReading })
+	c.mustRead(2, 0, data)
+	fs.goOn()
+	reads.Wait()
+}
+
+// TestHungDiskAppends: what waits for one disk, however much, keeps no frame from another.
+func TestHungDiskAppends(t *testing.T) {
+	_, s, _ := twoDisks(t)
+	const all = maxQueued / 2
+	queued := s.shares[s.store.disks[0]].queued
+	if !queued.TryAcquire(all) {
+		t.Fatal("a disk's share is not what it should be")
+	}
+	defer queued.Release(all)
+	for i, d := range s.store.disks {
+		w, err := d.Create(chunk.ID(i + 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		if i == 0 {
+			cancel() // or it would wait
+		}
+		a := &appender{s: s.Server, stream: idleStream{ctx: ctx}, placed: make(chan struct{}), w: w}
+		close(a.placed)
+		for _, reserve := range []func(*incoming) error{a.reserveFirst, a.reserve} {
+			in := incoming{payload: mem.BufferSlice{mem.SliceBuffer("abc")}}
+			if err := reserve(&in); (err != nil) != (i == 0) {
+				t.Errorf("disk %d: %v", i, err)
+			}
+			in.free()
+		}
+		cancel()
+		if err := w.Finish(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// idleStream brings nothing.
+type idleStream struct {
+	rpc.AppendStream
+	ctx context.Context
+}
+
+func (s idleStream) Context() context.Context { return s.ctx }

@@ -39,6 +39,9 @@ type Writer struct {
 	gone    bool  // the disk knows the writer no more: deleted or finished
 }
 
+// Disk is where the chunk is.
+func (w *Writer) Disk() *Disk { return w.d }
+
 // Length is how many bytes the chunk holds: they survive the end of the process.
 func (w *Writer) Length() uint64 {
 	w.mu.Lock()
