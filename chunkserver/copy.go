@@ -235,7 +235,7 @@ func (s *Server) makeCopy(ctx context.Context, o *pb.CopyOrder) (uint64, error) 
 	return p.length, nil
 }
 
-// present says whether the shard is here already and nothing is wrong with it: an order whose answer was lost is repeated.
+// present says whether the shard is here already, durable, and nothing is wrong with it: an order whose answer was lost is repeated.
 func (s *Server) present(ctx context.Context, id chunk.ID, length uint64) (bool, error) {
 	d := s.store.find(id)
 	if d == nil {
@@ -248,7 +248,11 @@ func (s *Server) present(ctx context.Context, id chunk.ID, length uint64) (bool,
 	case !ok || h.Bad || h.Length < length:
 		return false, nil
 	}
-	err := d.Verify(ctx, id, nil)
+	// It counts as made when a loss of power leaves it as it is.
+	err := d.Persist(id)
+	if err == nil {
+		err = d.Verify(ctx, id, nil)
+	}
 	switch {
 	case errors.Is(err, disk.ErrCorrupt) && s.store.good(id):
 		return s.present(ctx, id, length) // on another disk

@@ -116,6 +116,11 @@ func (d *Disk) inspect(id chunk.ID) (state, error) {
 	}
 	if !l.sealed && l.length > 0 {
 		d.log.Info("recovered a chunk that was being written", "chunk", id, "length", l.length, "file", l.size)
+		// That it survived the end of a process says nothing about a loss of power.
+		if err := errors.Join(d.syncFile(f), d.background.SyncDir(d.dirOf(id))); err != nil {
+			d.ioFailed(err)
+			return d.badState(id, l.length, err), nil
+		}
 		l.sealed = l.dense && d.sealRecovered(f, id, l)
 	}
 	return state{length: uint32(l.length), loose: !l.sealed}, nil
@@ -135,13 +140,10 @@ func (d *Disk) sealedLength(f File, id chunk.ID) (uint64, bool) {
 	return t.length, err == nil
 }
 
-// sealRecovered writes an index behind everything that is in the file; a torn record before it stays. When that fails, the
+// sealRecovered writes an index behind everything that is in the file, which is on disk; a torn record before it stays. When that fails, the
 // chunk is as good as before: it will be walked again.
 func (d *Disk) sealRecovered(f File, id chunk.ID, l *loaded) bool {
 	err := d.admit(maxRecordHead + maxIndex)
-	if err == nil {
-		err = d.syncFile(f)
-	}
 	if err == nil {
 		err = f.WriteBuffers([][]byte{appendSeal(nil, d.cluster(), id, l.salt, &l.index, l.size)}, l.size)
 	}

@@ -49,6 +49,32 @@ func (d *Disk) Verify(ctx context.Context, id chunk.ID, pace func(context.Contex
 	return d.damaged(id, s.file, err)
 }
 
+// Persist makes a chunk durable that is here, contents and name, whoever wrote it and however long ago. That it can be read says nothing
+// about what a loss of power would leave of it: Verify does afterwards, as it then reads from the disk. ErrWriting where it has a Writer.
+func (d *Disk) Persist(id chunk.ID) error {
+	s, open, err := d.verifiable(id)
+	if open != nil {
+		err = ErrWriting
+	}
+	if err != nil {
+		return fmt.Errorf("chunk %v: %w", id, err)
+	}
+	f, err := d.openChunk(d.background, id, s.file)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(d.syncFile(f), f.Close())
+	if err == nil {
+		err = d.background.SyncDir(d.dirOf(id))
+	}
+	if err != nil {
+		d.ioFailed(err)
+		err = fmt.Errorf("chunk %v: %w: %w", id, ErrFailed, err)
+		d.markBad(id, s.file, err)
+	}
+	return err
+}
+
 // verifiable returns what is known of a chunk that can be verified and, if it is being written, how far that is.
 func (d *Disk) verifiable(id chunk.ID) (state, *progress, error) {
 	d.mu.RLock()

@@ -199,14 +199,8 @@ func (w *Writer) Sync() error {
 	if err != nil || length == durable {
 		return err
 	}
-	if err := w.d.syncFile(w.file); err != nil {
+	if err := w.toDisk(); err != nil {
 		return w.fail(err)
-	}
-	if !w.named {
-		if err := w.d.fs.SyncDir(w.d.dirOf(w.id)); err != nil {
-			return w.fail(err)
-		}
-		w.named = true
 	}
 	if w.small++; length-durable > smallSync {
 		w.small = 0
@@ -216,6 +210,16 @@ func (w *Writer) Sync() error {
 	w.durable = length
 	w.mu.Unlock()
 	return nil
+}
+
+// toDisk makes contents and name durable.
+func (w *Writer) toDisk() error {
+	if err := w.d.syncFile(w.file); err != nil || w.named {
+		return err
+	}
+	err := w.d.fs.SyncDir(w.d.dirOf(w.id))
+	w.named = err == nil
+	return err
 }
 
 // fail closes the chunk for good and reports it.
@@ -266,20 +270,17 @@ func (w *Writer) Finish() error {
 	return failed
 }
 
-// settle makes the chunk durable and writes its index.
+// settle makes the chunk durable, its name too, and then writes its index.
 func (w *Writer) settle() error {
 	if w.durable < w.ix.length { // only this goroutine changes them
-		if err := w.d.syncFile(w.file); err != nil {
+		if err := w.toDisk(); err != nil {
 			err = fmt.Errorf("chunk %v: %w: %w", w.id, ErrFailed, err)
 			w.d.markBad(w.id, 0, err)
 			w.d.ioFailed(err)
 			return err
 		}
 	}
-	if err := w.seal(); err != nil || w.named {
-		return err
-	}
-	return w.d.fs.SyncDir(w.d.dirOf(w.id))
+	return w.seal()
 }
 
 // seal writes the index. It need not be on disk: without it the records are found one by one.
