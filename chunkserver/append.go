@@ -7,6 +7,7 @@ import (
 	"io"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
@@ -22,7 +23,8 @@ const (
 	queueDepth = 8
 	// ackBytes is how much may be written before a waiting client hears of it, while more frames are queued.
 	ackBytes = 1 << 20
-	// maxQueued bounds the payload that waits to be written in the queues of all streams together, in bytes.
+	// maxQueued bounds the payload that waits to be written in the queues of all streams together, in bytes, and as much again of
+	// first frames, which wait until a disk is chosen.
 	maxQueued = 256 << 20
 	// earlyAck is how much must have been written for its receipt to be acknowledged before a sync that may take long.
 	earlyAck = 256 << 10
@@ -32,15 +34,16 @@ const (
 type incoming struct {
 	head    *pb.AppendHeader
 	payload mem.BufferSlice
-	size    int64 // taken from Server.queued
+	size    int64 // taken from budget
+	budget  *semaphore.Weighted
 	err     error
 }
 
 // free gives back what the frame holds.
-func (s *Server) free(in incoming) {
+func (in *incoming) free() {
 	in.payload.Free()
 	if in.size > 0 {
-		s.queued.Release(in.size)
+		in.budget.Release(in.size)
 	}
 }
 
@@ -52,7 +55,7 @@ func (s *Server) Append(stream rpc.AppendStream) error {
 		return status.Errorf(codes.ResourceExhausted, "this server has %d chunks open for appends already", maxStreams)
 	}
 	defer s.streams.Add(-1)
-	a := &appender{s: s, stream: stream, queue: make(chan incoming, queueDepth), done: make(chan struct{})}
+	a := &appender{s: s, stream: stream, queue: make(chan incoming, queueDepth), placed: make(chan struct{}), done: make(chan struct{})}
 	s.receivers.Go(a.receive)
 	err := a.run()
 	close(a.done)
@@ -69,6 +72,7 @@ type appender struct {
 	s      *Server
 	stream rpc.AppendStream
 	queue  chan incoming
+	placed chan struct{} // closed when a disk was chosen
 	done   chan struct{} // closed when the call ends
 
 	w       *disk.Writer // nil before the first byte
@@ -79,25 +83,25 @@ type appender struct {
 
 // receive takes frames off the stream until it ends.
 func (a *appender) receive() {
+	reserve := a.reserveFirst
 	for first := true; ; first = false {
 		head, payload, err := a.stream.Recv()
 		in := incoming{head: head, payload: payload}
 		if err == nil {
 			err = a.check(head, payload, first)
 		}
-		if n := int64(payload.Len()); err == nil && n > 0 {
-			if err = a.s.queued.Acquire(a.stream.Context(), n); err == nil {
-				in.size = n
-			}
+		if err == nil && payload.Len() > 0 {
+			err = reserve(&in)
+			reserve = a.reserve
 		}
 		if err != nil {
-			a.s.free(in)
+			in.free()
 			in = incoming{err: err}
 		}
 		select {
 		case a.queue <- in:
 		case <-a.done:
-			a.s.free(in)
+			in.free()
 			return
 		}
 		select {
@@ -112,12 +116,36 @@ func (a *appender) receive() {
 	}
 }
 
+// reserveFirst waits until the first frame may be queued. It is not known yet which disk it waits for.
+func (a *appender) reserveFirst(in *incoming) error { return a.take(in, a.s.unplaced) }
+
+// reserve waits until a later frame may be queued for the disk that has the chunk.
+func (a *appender) reserve(in *incoming) error {
+	select {
+	case <-a.placed:
+		return a.take(in, a.s.shares[a.w.Disk()].queued)
+	case <-a.done:
+		return context.Canceled // and nobody asks
+	case <-a.stream.Context().Done():
+		return a.stream.Context().Err()
+	}
+}
+
+func (a *appender) take(in *incoming, budget *semaphore.Weighted) error {
+	n := int64(in.payload.Len())
+	if err := budget.Acquire(a.stream.Context(), n); err != nil {
+		return err
+	}
+	in.size, in.budget = n, budget
+	return nil
+}
+
 // discard frees what is queued when nobody will write it.
 func (a *appender) discard() {
 	for {
 		select {
 		case in := <-a.queue:
-			a.s.free(in)
+			in.free()
 		default:
 			return
 		}
@@ -208,7 +236,7 @@ func (a *appender) next(wait bool) (incoming, bool) {
 
 // write appends a frame. One without payload only asks for durability, or seals.
 func (a *appender) write(in incoming) error {
-	defer a.s.free(in)
+	defer in.free()
 	n := in.payload.Len()
 	if in.head.Offset != a.length() {
 		return fmt.Errorf("chunk %v: append at %d, its length is %d: %w", chunk.ID(in.head.Chunk), in.head.Offset, a.length(), disk.ErrInvalid)
@@ -223,6 +251,7 @@ func (a *appender) write(in incoming) error {
 			return err
 		}
 		a.w = w
+		close(a.placed)
 	}
 	if err := a.w.Append(in.head.Offset, in.head.Checksums, in.payload); err != nil {
 		return err
@@ -268,7 +297,9 @@ func (a *appender) send(length, durable uint64) error {
 // finish seals a chunk beside the stream that wrote it: the client need not wait for that.
 func (s *Server) finish(w *disk.Writer) {
 	seal := func() {
-		if err := w.Finish(); err != nil && !errors.Is(err, disk.ErrFailed) && !errors.Is(err, disk.ErrFull) && !errors.Is(err, disk.ErrNotFound) {
+		err := w.Finish()
+		known := errors.Is(err, disk.ErrFailed) || errors.Is(err, disk.ErrFull) || errors.Is(err, disk.ErrNotFound) || errors.Is(err, disk.ErrCorrupt)
+		if err != nil && !known {
 			s.log.Warn("a chunk was not sealed; it will be read record by record", "err", err)
 		}
 	}
@@ -304,14 +335,8 @@ func (s *Server) read(ctx context.Context, req *pb.ReadRequest) ([]uint32, mem.B
 	if d == nil {
 		return nil, nil, fmt.Errorf("chunk %v: %w", id, disk.ErrNotFound)
 	}
-	select {
-	case s.reading <- struct{}{}:
-		defer func() { <-s.reading }()
-	case <-ctx.Done():
-		return nil, nil, ctx.Err()
-	}
 	for {
-		sums, payload, err := d.Read(ctx, s.memoryFor(ctx), id, req.Offset, int(req.Length))
+		sums, payload, err := s.readFrom(ctx, d, req)
 		if !errors.Is(err, disk.ErrCorrupt) {
 			return sums, payload, err
 		}
@@ -322,6 +347,18 @@ func (s *Server) read(ctx context.Context, req *pb.ReadRequest) ([]uint32, mem.B
 		}
 		d = other // it was made anew there, and the old one came back with its disk
 	}
+}
+
+// readFrom reads from one disk, once that is not too busy.
+func (s *Server) readFrom(ctx context.Context, d *disk.Disk, req *pb.ReadRequest) ([]uint32, mem.BufferSlice, error) {
+	reading := s.shares[d].reading
+	select {
+	case reading <- struct{}{}:
+		defer func() { <-reading }()
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	return d.Read(ctx, s.memoryFor(ctx, d), chunk.ID(req.Chunk), req.Offset, int(req.Length))
 }
 
 // meant says whether a call is for this server: an address may have been given to another since the caller learned it.

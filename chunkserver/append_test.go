@@ -133,7 +133,7 @@ func TestReadIsRefused(t *testing.T) {
 		"absurd":          {&pb.ReadRequest{Chunk: 1, Length: 1<<32 - 1, Cluster: testCluster, Server: 5}, 0, codes.InvalidArgument},
 		"far away":        {&pb.ReadRequest{Chunk: 1, Offset: 1<<64 - 1, Length: 3, Cluster: testCluster, Server: 5}, rpc.ChunkCorrupt, codes.DataLoss},
 	} {
-		_, err := rpc.ReadChunk(context.Background(), c.conn, f.req)
+		_, _, err := rpc.ReadChunk(context.Background(), c.conn, f.req)
 		if status.Code(err) != f.code || rpc.Kind(err) != f.kind {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -183,7 +183,7 @@ func TestLocalCalls(t *testing.T) {
 	}
 	var kept []mem.BufferSlice
 	for range 200 { // far more than the network's bound
-		p, err := rpc.ReadChunk(context.Background(), conn, &pb.ReadRequest{Chunk: 1, Length: 3 << 20, Cluster: testCluster, Server: 5})
+		_, p, err := rpc.ReadChunk(context.Background(), conn, &pb.ReadRequest{Chunk: 1, Length: 3 << 20, Cluster: testCluster, Server: 5})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -111,7 +111,7 @@ func BenchmarkRead4K(b *testing.B) {
 		before := cpu()
 		for range b.N {
 			req := &pb.ReadRequest{Chunk: nextChunk, Offset: uint64(rand.IntN(256)) * 4096, Length: 4096, Cluster: testCluster, Server: 5}
-			got, err := rpc.ReadChunk(context.Background(), conn, req)
+			_, got, err := rpc.ReadChunk(context.Background(), conn, req)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -35,7 +35,7 @@ type Config struct {
 	Registerer prometheus.Registerer
 	Reserve    uint64        // bytes kept free on each disk; 0: 1 GiB or 1% of it, whichever is less
 	Heartbeat  time.Duration // 0: one second
-	ReadMemory int64         // bytes of replies on their way to clients; 0: 256 MiB
+	ReadMemory int64         // bytes of replies on their way to clients, at least 32 MiB for each disk; 0: 256 MiB
 
 	// ScrubRate is how fast all chunks are read and checked for ever, in bytes a second; 0: 8 MiB, negative: not at all.
 	ScrubRate int64
@@ -50,7 +50,7 @@ type Config struct {
 const (
 	// maxStreams bounds the chunks that are written at once, and with them queues, file descriptors and indexes.
 	maxStreams = 4096
-	// maxReading bounds the reads that wait for a disk at once.
+	// maxReading bounds the reads that wait for one disk at once.
 	maxReading = 128
 	// maxSealing bounds the chunks that are sealed beside the streams that wrote them.
 	maxSealing = 64
@@ -65,11 +65,11 @@ type Server struct {
 	store   *store
 	metrics *metrics
 
-	network, local *disk.Memory // of replies
-	reading        chan struct{}
-	sealing        chan struct{}
-	streams        atomic.Int64
-	queued         *semaphore.Weighted // bytes of frames that wait to be written
+	shares   map[*disk.Disk]*share
+	local    *disk.Memory // of replies
+	sealing  chan struct{}
+	streams  atomic.Int64
+	unplaced *semaphore.Weighted // bytes of frames that wait to be written, of chunks for which no disk was chosen yet
 
 	orders    orders
 	deletions *deletions
@@ -77,7 +77,7 @@ type Server struct {
 	copyRate  *throttle
 	scrubs    *scrubs
 	beat      chan struct{} // 1: there is something to tell the metaserver at once
-	relist    chan struct{} // 1: a disk failed, which changes what the inventory says
+	relist    chan struct{} // 1: the inventory is to be sent: a disk failed, or more is damaged than a heartbeat says
 	corruptMu sync.Mutex
 	corrupt   []uint64
 
@@ -117,8 +117,8 @@ func New(cfg Config) (*Server, error) {
 		cfg.ReadMemory = 256 << 20
 	}
 	s := &Server{
-		cfg: cfg, log: cfg.Logger, network: disk.NewMemory(cfg.ReadMemory), local: disk.NewMemory(0),
-		queued: semaphore.NewWeighted(maxQueued), reading: make(chan struct{}, maxReading), sealing: make(chan struct{}, maxSealing),
+		cfg: cfg, log: cfg.Logger, shares: map[*disk.Disk]*share{}, local: disk.NewMemory(0),
+		unplaced: semaphore.NewWeighted(maxQueued), sealing: make(chan struct{}, maxSealing),
 		deletions: newDeletions(), copyRate: newThrottle(), beat: make(chan struct{}, 1), relist: make(chan struct{}, 1), ready: make(chan struct{}),
 	}
 	s.copies = newCopies(s.deletions.has)
@@ -140,6 +140,10 @@ func (s *Server) open() (err error) {
 	s.store, err = openStore(s.cfg.Dirs, disk.Options{Reserve: s.cfg.Reserve, Logger: s.log, OnBad: s.foundBad, OnFail: func(error) { notify(s.relist) }, OnSync: s.metrics.synced, FS: s.cfg.fs})
 	if err != nil {
 		return err
+	}
+	for _, d := range s.store.disks {
+		s.shares[d] = newShare(s.cfg.ReadMemory, len(s.store.disks))
+		s.deletions.lanes[d] = &lane{wake: make(chan struct{}, 1)}
 	}
 	s.scrubs = s.newScrubs()
 	if err := s.metrics.register(); err != nil {
@@ -210,11 +214,27 @@ func (s *Server) Close() error {
 	return s.closeErr
 }
 
+// share is what the clients of one disk may take, so that when it hangs there is something left for the others.
+type share struct {
+	reading chan struct{}       // a place for each read
+	network *disk.Memory        // of replies
+	queued  *semaphore.Weighted // bytes of frames that wait to be written
+}
+
+// minQueued is how much may wait for one of many disks at least, in bytes.
+const minQueued = 32 << 20
+
+// newShare makes that of one of so many disks.
+func newShare(memory int64, disks int) *share {
+	n := int64(disks)
+	return &share{make(chan struct{}, maxReading), disk.NewMemory(memory / n), semaphore.NewWeighted(max(maxQueued/n, minQueued))}
+}
+
 // memoryFor says which buffers a reply takes. A caller in the same process keeps them as long as it likes, which must not
 // keep others waiting: it accounts for them itself. Only calls from the network have a peer.
-func (s *Server) memoryFor(ctx context.Context) *disk.Memory {
+func (s *Server) memoryFor(ctx context.Context, d *disk.Disk) *disk.Memory {
 	if _, ok := peer.FromContext(ctx); ok {
-		return s.network
+		return s.shares[d].network
 	}
 	return s.local
 }

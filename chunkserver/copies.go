@@ -44,7 +44,7 @@ type copyJob struct {
 
 	// since it runs
 	cancel context.CancelCauseFunc
-	done   chan struct{} // closed when it ended
+	ended  bool // its result is there
 }
 
 func newCopies(deleted func(chunk.ID) bool) *copies {
@@ -107,7 +107,6 @@ func (c *copies) next(ctx context.Context) (*copyJob, context.Context) {
 	c.queue = slices.Delete(c.queue, first, first+1)
 	c.running++
 	ctx, j.cancel = context.WithCancelCause(ctx)
-	j.done = make(chan struct{})
 	return j, ctx
 }
 
@@ -122,40 +121,41 @@ func (c *copies) finish(j *copyJob, result *pb.CopyResult) {
 		delete(c.known, j.id)
 	}
 	j.cancel(nil)
-	close(j.done)
+	j.ended = true
 }
 
-// stop makes sure that none of these chunks is being made: a deletion that was ordered after a copy is the later wish. It
-// returns when those that were have ended.
-func (c *copies) stop(ids []chunk.ID) {
-	var ending []*copyJob
-	c.mu.Lock()
-	for _, id := range ids {
-		j := c.known[id]
-		switch i := slices.Index(c.queue, j); {
-		case j == nil:
-		case j.cancel != nil:
-			j.cancel(errDeleted)
-			ending = append(ending, j)
-		case i >= 0 && !j.again:
-			c.queue = slices.Delete(c.queue, i, i+1)
-			delete(c.known, id)
-		}
-	}
-	c.mu.Unlock()
-	for _, j := range ending {
-		<-j.done
-	}
-	// Nor may a copy be reported any more that is about to be deleted.
+// stop has none of these chunks made any more: a deletion that was ordered after a copy is the later wish. It returns those of
+// which a copy has yet to end. Of the others none is made until their deletion is over.
+func (c *copies) stop(ids []chunk.ID) (ending map[chunk.ID]bool) {
+	ending = map[chunk.ID]bool{}
+	stopped := make(map[chunk.ID]bool, len(ids))
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, id := range ids {
+		stopped[id] = true
+		j := c.known[id]
+		if j == nil {
+			continue
+		}
+		if i := slices.Index(c.queue, j); i >= 0 {
+			if !j.again {
+				c.queue = slices.Delete(c.queue, i, i+1)
+				delete(c.known, id)
+			}
+		} else if !j.ended {
+			j.cancel(errDeleted)
+			ending[id] = true
+		}
+	}
+	// Nor may a copy be reported any more that is about to be deleted.
 	c.results = slices.DeleteFunc(c.results, func(r *pb.CopyResult) bool {
-		gone := r.Error == "" && slices.Contains(ids, chunk.ID(r.Stored))
+		gone := r.Error == "" && stopped[chunk.ID(r.Stored)]
 		if gone {
 			delete(c.known, chunk.ID(r.Stored))
 		}
 		return gone
 	})
+	return ending
 }
 
 // report returns results. They are not returned again: when a report gets lost, the order is repeated.
@@ -228,5 +228,6 @@ func (s *Server) runCopy(ctx context.Context, j *copyJob) {
 	}
 	s.metrics.copied(n, err)
 	s.copies.finish(j, result)
+	notify(s.deletions.wake) // one may have waited for that
 	notify(s.beat)
 }

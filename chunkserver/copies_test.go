@@ -287,3 +287,44 @@ func TestReplace(t *testing.T) {
 	mustCopy(t, m, s, f.order(2, copies2, len(data), copies2, 0))
 	mustHold(t, s, 2, data)
 }
+
+// TestPatchwork makes shards anew of which no server has all any more, but each has something else: what is to be replaced, too.
+func TestPatchwork(t *testing.T) {
+	m, s := one(t)
+	f := newSource(t)
+	const block = chunk.ChecksumBlock
+	for id, l := range map[chunk.ID]chunk.Layout{1: copies2, 2: ec42} {
+		data := random(l.Data * 5 * block)
+		shards := f.holdAll(id, l, data)
+		o := f.order(id, l, len(data), l, 0)
+		if l.Coded() {
+			o = f.order(id, l, len(data), l, 0, 0) // its own server is not asked
+		}
+		mustCopy(t, m, s, o)
+		stored := chunk.ID(o.Stored)
+		path := pathOf(s, stored)
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[4*block+1000] ^= 1
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f.set(func(r *pb.ReadRequest, payload []byte) error {
+			at := uint64(r.Server-1) * block // where the server's copy is damaged; the last two of a code have one block
+			if r.Server > 4 {
+				at = 3 * block
+			}
+			if at >= r.Offset && at < r.Offset+uint64(r.Length) {
+				payload[at-r.Offset] ^= 1
+			}
+			return nil
+		})
+		if n := mustCopy(t, m, s, o); n != uint64(len(shards[0])) {
+			t.Errorf("%v: %d bytes were made", l, n)
+		}
+		mustHold(t, s, stored, shards[0])
+		f.set(nil)
+	}
+}

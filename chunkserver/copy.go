@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"google.golang.org/grpc/mem"
 
@@ -29,6 +30,7 @@ type content interface {
 
 // shardPlan is how a shard is put together from what the source has.
 type shardPlan struct {
+	s      *Server
 	src    *source // nil: the chunk is ranges of others
 	chunk  content
 	size   uint64 // of the chunk's bytes
@@ -50,7 +52,7 @@ type fetched struct {
 // plan checks an order and decides how to go about it.
 func (s *Server) plan(o *pb.CopyOrder) (*shardPlan, error) {
 	p := &shardPlan{
-		bufs: new(frameBuffers), id: chunk.ID(o.Stored), layout: chunk.LayoutOf(o.Layout), shard: int(o.Shard), length: o.Length, frame: chunk.MaxFrame,
+		s: s, bufs: new(frameBuffers), id: chunk.ID(o.Stored), layout: chunk.LayoutOf(o.Layout), shard: int(o.Shard), length: o.Length, frame: chunk.MaxFrame,
 	}
 	if err := p.from(s, o); err != nil {
 		return nil, err
@@ -127,6 +129,52 @@ func (p *shardPlan) sameCode() bool {
 
 // fetch returns a frame of the shard.
 func (p *shardPlan) fetch(ctx context.Context, off uint64, n int) fetched {
+	f := p.fetchWhole(ctx, off, n)
+	if f.err == nil || ctx.Err() != nil || !p.plain() && !p.sameCode() {
+		return f
+	}
+	return p.patch(ctx, off, n, f.err)
+}
+
+// patch puts a frame together block by block where no server has all of it: each may be damaged in another place, and so may be
+// what is to be replaced here.
+func (p *shardPlan) patch(ctx context.Context, off uint64, n int, cause error) fetched {
+	out := p.bufs.take(n)
+	for rest := *out; len(rest) > 0; {
+		block := rest[:min(len(rest), chunk.ChecksumBlock)]
+		rest = rest[len(block):]
+		sums, payload, err := p.own(ctx, off, len(block))
+		if err != nil {
+			f := p.fetchWhole(ctx, off, len(block))
+			sums, payload, err = f.sums, f.payload, f.err
+		}
+		if err == nil {
+			payload.CopyTo(block)
+			payload.Free()
+			if !slices.Equal(sums, chunk.Checksums(nil, block)) {
+				err = errors.New("wrong checksum of a block") // memory that fails
+			}
+		}
+		if err != nil {
+			p.bufs.Put(out)
+			return fetched{err: fmt.Errorf("%w; the bytes at %d alone: %w", cause, off, err)}
+		}
+		off += uint64(len(block))
+	}
+	return p.made(out)
+}
+
+// own reads from what is here of the shard.
+func (p *shardPlan) own(ctx context.Context, off uint64, n int) ([]uint32, mem.BufferSlice, error) {
+	d := p.s.store.find(p.id)
+	if d == nil {
+		return nil, nil, fmt.Errorf("chunk %v: %w", p.id, disk.ErrNotFound)
+	}
+	return d.Read(ctx, p.s.local, p.id, off, n)
+}
+
+// fetchWhole returns a range of the shard, from one server as far as it is not computed.
+func (p *shardPlan) fetchWhole(ctx context.Context, off uint64, n int) fetched {
 	switch {
 	case p.plain():
 		return p.src.copyOf(ctx, p.src.holders(), off, n)
@@ -235,7 +283,7 @@ func (s *Server) makeCopy(ctx context.Context, o *pb.CopyOrder) (uint64, error) 
 	return p.length, nil
 }
 
-// present says whether the shard is here already and nothing is wrong with it: an order whose answer was lost is repeated.
+// present says whether the shard is here already, durable, and nothing is wrong with it: an order whose answer was lost is repeated.
 func (s *Server) present(ctx context.Context, id chunk.ID, length uint64) (bool, error) {
 	d := s.store.find(id)
 	if d == nil {
@@ -248,7 +296,11 @@ func (s *Server) present(ctx context.Context, id chunk.ID, length uint64) (bool,
 	case !ok || h.Bad || h.Length < length:
 		return false, nil
 	}
-	err := d.Verify(ctx, id, nil)
+	// It counts as made when a loss of power leaves it as it is.
+	err := d.Persist(id)
+	if err == nil {
+		err = d.Verify(ctx, id, nil)
+	}
 	switch {
 	case errors.Is(err, disk.ErrCorrupt) && s.store.good(id):
 		return s.present(ctx, id, length) // on another disk

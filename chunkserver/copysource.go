@@ -110,9 +110,6 @@ func (src *source) read(ctx context.Context, shard int, off uint64, n int) fetch
 	return f
 }
 
-// readMethod is that of internal/rpc, whose ReadChunk keeps the checksums to itself.
-const readMethod = "/shoal.v1.Chunk/Read"
-
 func (src *source) ask(ctx context.Context, server uint32, id chunk.ID, off uint64, n int) fetched {
 	ctx, cancel := context.WithTimeout(ctx, copyReadTimeout)
 	defer cancel()
@@ -120,21 +117,8 @@ func (src *source) ask(ctx context.Context, server uint32, id chunk.ID, off uint
 	if err != nil {
 		return fetched{err: err}
 	}
-	head := new(pb.ReadHeader)
-	f := rpc.Frame{Header: head}
-	req := &pb.ReadRequest{Chunk: uint64(id), Offset: off, Length: uint32(n), Cluster: src.cluster, Server: server}
-	if err := conn.Invoke(ctx, readMethod, req, &f); err != nil {
-		return fetched{err: err}
-	}
-	i := rpc.Mismatch(f.Payload, head.Checksums)
-	if got := f.Payload.Len(); got != n || i >= 0 {
-		f.Free()
-		if got != n {
-			return fetched{err: fmt.Errorf("asked for %d bytes at %d, got %d", n, off, got)}
-		}
-		return fetched{err: fmt.Errorf("wrong checksum at %d", off+uint64(i)*chunk.ChecksumBlock)}
-	}
-	return fetched{sums: head.Checksums, payload: f.Payload}
+	sums, payload, err := rpc.ReadChunk(ctx, conn, &pb.ReadRequest{Chunk: uint64(id), Offset: off, Length: uint32(n), Cluster: src.cluster, Server: server})
+	return fetched{sums, payload, err}
 }
 
 // copyOf returns a range that all these shards hold, from the first that delivers it.

@@ -112,7 +112,7 @@ func TestMemoryOfClientsThatVanish(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		var reads sync.WaitGroup
 		req := &pb.ReadRequest{Chunk: 1, Length: 1, Cluster: testCluster, Server: uint32(s.store.identity().Server)}
-		if p, err := rpc.ReadChunk(ctx, conn, req); err != nil {
+		if _, p, err := rpc.ReadChunk(ctx, conn, req); err != nil {
 			t.Fatal(err)
 		} else {
 			p.Free()
@@ -123,7 +123,7 @@ func TestMemoryOfClientsThatVanish(t *testing.T) {
 		for range n {
 			reads.Go(func() {
 				r := &pb.ReadRequest{Chunk: 1, Length: chunk.MaxRead, Cluster: req.Cluster, Server: req.Server}
-				if p, err := rpc.ReadChunk(ctx, conn, r); err == nil {
+				if _, p, err := rpc.ReadChunk(ctx, conn, r); err == nil {
 					p.Free()
 				}
 			})
@@ -139,7 +139,7 @@ func TestMemoryOfClientsThatVanish(t *testing.T) {
 	awaitTrue(t, "the memory is given back", func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		p, err := rpc.ReadChunk(ctx, c.conn, &pb.ReadRequest{Chunk: 1, Length: chunk.MaxRead, Cluster: testCluster, Server: uint32(s.store.identity().Server)})
+		_, p, err := rpc.ReadChunk(ctx, c.conn, &pb.ReadRequest{Chunk: 1, Length: chunk.MaxRead, Cluster: testCluster, Server: uint32(s.store.identity().Server)})
 		p.Free()
 		return err == nil
 	})

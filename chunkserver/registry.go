@@ -24,7 +24,8 @@ const (
 	beatGap = 10 * time.Millisecond
 	// inventoryPage is how many chunks one message lists.
 	inventoryPage = 4096
-	// corruptPage bounds the damaged chunks named in one heartbeat, and those that wait to be named; the inventory names all.
+	// corruptPage bounds the damaged chunks named in one heartbeat, and those that wait to be named. When there are more, an
+	// inventory is sent.
 	corruptPage = 4096
 )
 
@@ -290,6 +291,8 @@ func (s *Server) reportCorrupt(id chunk.ID) {
 	s.corruptMu.Lock()
 	if len(s.corrupt) < corruptPage {
 		s.corrupt = append(s.corrupt, uint64(id))
+	} else {
+		notify(s.relist) // the inventory names all
 	}
 	s.corruptMu.Unlock()
 	notify(s.beat)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -60,7 +62,7 @@ func harm(t *testing.T, s *running) {
 	}
 }
 
-// TestEndlessScrub finds what is damaged without being asked, and leaves alone what is being written.
+// TestEndlessScrub finds what is damaged without being asked, and nothing wrong with what is being written.
 func TestEndlessScrub(t *testing.T) {
 	m := newMeta(t)
 	s := stored(t, m, Config{scrubRest: 10 * time.Millisecond, ScrubRate: 1 << 40}, 6)
@@ -121,6 +123,97 @@ func TestScrubPass(t *testing.T) {
 	m.until(t, "reports", func() bool { return m.corrupt[1] && m.corrupt[2] && m.corrupt[3] && len(m.corrupt) == 3 })
 	if s.scrubs.disks[0].last().IsZero() {
 		t.Error("no time of a full scrub")
+	}
+	// What nobody has repaired is found, and reported, every time.
+	m.update(func() { clear(m.corrupt) })
+	m.order(t, s, &pb.HeartbeatReply{ScrubPass: 9})
+	finished(9, 3)
+	m.until(t, "reports", func() bool { return m.corrupt[1] && m.corrupt[2] && m.corrupt[3] && len(m.corrupt) == 3 })
+	if bad := value(t, s.metrics.scrubBad); bad != 3 {
+		t.Errorf("%v were counted", bad)
+	}
+}
+
+// TestScrubOpen finds damage in a chunk while it is written. It takes no more appends.
+func TestScrubOpen(t *testing.T) {
+	m := newMeta(t)
+	s := stored(t, m, Config{ScrubRate: -1}, 1)
+	for id := chunk.ID(10); id < 14; id++ {
+		w := dial(t, s).append(id)
+		data := random(200_000)
+		w.send(data, durable)
+		w.acked(200_000, 200_000)
+		w.send(random(1000), nil)
+		w.acked(201_000, 200_000)
+		m.order(t, s, &pb.HeartbeatReply{ScrubPass: uint64(2 * id)})
+		m.until(t, "a pass", func() bool { return m.last.Scrub.GetPass() == uint64(2*id) && m.last.Scrub.Finished })
+		m.mu.Lock()
+		if m.last.Scrub.Done != m.last.Scrub.Total || m.corrupt[uint64(id)] {
+			t.Errorf("%v", m.last.Scrub)
+		}
+		m.mu.Unlock()
+		path := pathOf(s, id)
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := map[chunk.ID]int{10: 0, 11: 64 + 5, 12: 100_000, 13: len(b) - 1}[id]
+		b[at] ^= 1
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m.order(t, s, &pb.HeartbeatReply{ScrubPass: uint64(2*id + 1)})
+		m.until(t, "a report", func() bool {
+			return m.corrupt[uint64(id)] && m.last.Scrub.Pass == uint64(2*id+1) && m.last.Scrub.Finished
+		})
+		w.send(random(1000), nil)
+		if err := w.failure(); rpc.Kind(err) != rpc.ChunkCorrupt {
+			t.Errorf("an append to a damaged chunk: %v", err)
+		}
+	}
+}
+
+// TestScrubPersists: a pass is over only when each chunk was checked, whatever the process lacked meanwhile.
+func TestScrubPersists(t *testing.T) {
+	m := newMeta(t)
+	fs := &poorFS{FS: disk.OS}
+	s := stored(t, m, Config{ScrubRate: -1, fs: fs}, 5)
+	harm(t, s)
+	fs.lack.Store(7)
+	m.order(t, s, &pb.HeartbeatReply{ScrubPass: 1})
+	m.until(t, "a pass", func() bool { return m.last.Scrub.GetFinished() })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.last.Scrub; p.Found != 3 || p.Done != p.Total {
+		t.Errorf("%v", p)
+	}
+}
+
+// poorFS has no descriptors for the next files that are to be opened.
+type poorFS struct {
+	disk.FS
+	lack atomic.Int32
+}
+
+func (f *poorFS) Open(path string) (disk.File, error) {
+	if f.lack.Add(-1) >= 0 {
+		return nil, syscall.EMFILE
+	}
+	return f.FS.Open(path)
+}
+
+// TestManyDamaged: when more is damaged at once than a heartbeat names, an inventory follows.
+func TestManyDamaged(t *testing.T) {
+	s := &Server{beat: make(chan struct{}, 1), relist: make(chan struct{}, 1)}
+	for id := range chunk.ID(corruptPage) {
+		s.reportCorrupt(id + 1)
+	}
+	if len(s.relist) > 0 {
+		t.Error("all were to be named")
+	}
+	s.reportCorrupt(corruptPage + 1)
+	if len(s.relist) == 0 || len(s.takeCorrupt()) != corruptPage {
+		t.Error("no inventory follows")
 	}
 }
 
@@ -200,31 +293,37 @@ func (f *hungFS) wait(path string) {
 
 func (f *hungFS) Space(path string) (disk.Space, error) { f.wait(path); return f.FS.Space(path) }
 func (f *hungFS) Remove(path string) error              { f.wait(path); return f.FS.Remove(path) }
-func (f *hungFS) Open(path string) (disk.File, error)   { f.wait(path); return f.file(f.FS.Open(path)) }
+func (f *hungFS) Open(path string) (disk.File, error) {
+	f.wait(path)
+	return f.file(path)(f.FS.Open(path))
+}
 func (f *hungFS) Create(path string) (disk.File, error) {
 	f.wait(path)
-	return f.file(f.FS.Create(path))
+	return f.file(path)(f.FS.Create(path))
 }
 
-func (f *hungFS) file(file disk.File, err error) (disk.File, error) {
-	if err != nil {
-		return nil, err
+func (f *hungFS) file(path string) func(disk.File, error) (disk.File, error) {
+	return func(file disk.File, err error) (disk.File, error) {
+		if err != nil {
+			return nil, err
+		}
+		return &hungFile{file, f, path}, nil
 	}
-	return &hungFile{file, f}, nil
 }
 
 type hungFile struct {
 	disk.File
-	fs *hungFS
+	fs   *hungFS
+	path string
 }
 
 func (f *hungFile) ReadAt(b []byte, off int64) (int, error) {
-	f.fs.wait(f.fs.dir)
+	f.fs.wait(f.path)
 	return f.File.ReadAt(b, off)
 }
-func (f *hungFile) Sync() error { f.fs.wait(f.fs.dir); return f.File.Sync() }
+func (f *hungFile) Sync() error { f.fs.wait(f.path); return f.File.Sync() }
 func (f *hungFile) WriteBuffers(bufs [][]byte, off int64) error {
-	f.fs.wait(f.fs.dir)
+	f.fs.wait(f.path)
 	return f.File.WriteBuffers(bufs, off)
 }
 

@@ -19,6 +19,8 @@ const (
 	scrubRest = time.Hour
 	// scrubSeek is what looking for a file costs of the rate, in bytes: about what a disk could read in that time.
 	scrubSeek = 256 << 10
+	// scrubAgain is the pause when a chunk could not be checked for want of descriptors or memory. It is checked later in the round.
+	scrubAgain = 200 * time.Millisecond
 	// maxChecks bounds the chunks of a disk that wait to be checked. The metaserver repeats what is dropped.
 	maxChecks = 4096
 )
@@ -162,8 +164,10 @@ func (w *scrubber) mayBegin() bool {
 // have their turn however often the server is started.
 func (w *scrubber) begin() {
 	now := time.Now()
-	r := &round{chunks: w.disk.List(), began: now}
-	r.chunks = slices.DeleteFunc(r.chunks, func(c disk.Report) bool { return c.Bad })
+	r := &round{began: now}
+	if w.disk.Err() == nil { // else nothing that it holds counts any more
+		r.chunks = w.disk.List()
+	}
 	slices.SortFunc(r.chunks, func(a, b disk.Report) int { return cmp.Compare(a.ID, b.ID) })
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -218,7 +222,15 @@ func (w *scrubber) step(ctx context.Context) {
 	if !w.enter(r, cancel) {
 		return // something more urgent came meanwhile
 	}
-	err := w.verify(vctx, r, c.ID)
+	var err error
+	known := w.known(c)
+	if !known {
+		err = w.verify(vctx, r, c.ID)
+	}
+	again := err != nil && !about(err)
+	if again {
+		wait(vctx, scrubAgain)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.interrupt = nil
@@ -226,15 +238,40 @@ func (w *scrubber) step(ctx context.Context) {
 		return // and will be checked another time
 	}
 	r.chunks = r.chunks[1:]
+	if again {
+		r.chunks = append(r.chunks, c)
+		return
+	}
 	p := w.progressOf(r)
 	if p.pass != r.pass {
 		return // a newer one was asked for
 	}
 	p.done += c.Length
+	if known {
+		p.found++
+	}
 	if errors.Is(err, disk.ErrCorrupt) {
 		p.found++
 		w.s.metrics.scrubBad.Inc()
 	}
+}
+
+// known reports a chunk again that was found damaged before and was not made anew since, without reading it.
+func (w *scrubber) known(c disk.Report) bool {
+	if !c.Bad {
+		return false
+	}
+	h, ok := w.disk.Held(c.ID)
+	if !ok || !h.Bad {
+		return false
+	}
+	w.s.foundBad(c.ID, nil)
+	return true
+}
+
+// about tells whether an error of Verify says something about the chunk, rather than what the process lacked to check it.
+func about(err error) bool {
+	return errors.Is(err, disk.ErrCorrupt) || errors.Is(err, disk.ErrNotFound) || errors.Is(err, disk.ErrWriting)
 }
 
 // enter makes the check of a chunk one that can be interrupted, unless there is a reason to do so already.
@@ -263,10 +300,8 @@ func (w *scrubber) verify(ctx context.Context, r *round, id chunk.ID) error {
 		}
 		return err
 	})
-	switch {
-	case err == nil || errors.Is(err, disk.ErrCorrupt) || errors.Is(err, disk.ErrNotFound) || errors.Is(err, disk.ErrWriting) || ctx.Err() != nil:
-	default:
-		w.log.Warn("a chunk could not be scrubbed", "chunk", id, "err", err)
+	if err != nil && !about(err) && ctx.Err() == nil {
+		w.log.Warn("a chunk could not be scrubbed; that is tried again", "chunk", id, "err", err)
 	}
 	return err
 }

@@ -198,39 +198,6 @@ func (s *store) supersede(id chunk.ID, by *disk.Disk) error {
 	return errors.Join(errs...)
 }
 
-// remove deletes chunks from all disks, durably, and returns those that are gone for certain.
-func (s *store) remove(ids []chunk.ID) ([]chunk.ID, error) {
-	failed := map[chunk.ID]bool{}
-	var errs []error
-	for _, d := range s.disks {
-		var gone []chunk.ID
-		for _, id := range ids {
-			if !d.Has(id) {
-				continue
-			}
-			if err := d.Delete(id); err != nil {
-				failed[id] = true
-				errs = append(errs, err)
-				continue
-			}
-			gone = append(gone, id)
-		}
-		if err := d.SyncDeletions(gone); err != nil {
-			for _, id := range gone {
-				failed[id] = true
-			}
-			errs = append(errs, err)
-		}
-	}
-	done := make([]chunk.ID, 0, len(ids))
-	for _, id := range ids {
-		if !failed[id] {
-			done = append(done, id)
-		}
-	}
-	return done, errors.Join(errs...)
-}
-
 // list returns each chunk once; of one that several disks have, what find finds.
 func (s *store) list() []disk.Report {
 	var all []disk.Report

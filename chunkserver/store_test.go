@@ -168,8 +168,13 @@ func TestSeveralDisks(t *testing.T) {
 	if infos[0].Error == "" || infos[0].Free != 0 || infos[1].Error != "" || infos[1].Chunks != 1 || s.working() != 1 {
 		t.Errorf("%v", infos)
 	}
-	if done, err := s.remove([]chunk.ID{1, 2, 3}); err != nil || len(done) != 3 || len(s.list()) != 0 {
-		t.Errorf("%v, %v", done, err)
+	for _, d := range s.disks {
+		if done, err := remove(d, []chunk.ID{1, 2, 3}); err != nil || len(done) != 3 {
+			t.Errorf("%v, %v", done, err)
+		}
+	}
+	if len(s.list()) != 0 {
+		t.Error("something is left")
 	}
 	if err := s.close(); err != nil {
 		t.Fatal(err)

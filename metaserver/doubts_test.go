@@ -47,7 +47,7 @@ func TestDamageBeforeItCounts(t *testing.T) {
 	x.mu.Lock()
 	x.bad = []uint64{id}
 	x.mu.Unlock()
-	if err := s.lead.Load().lost(chunk.ServerID(x.id), []chunk.ID{chunk.ID(id)}); err != nil {
+	if err := s.lead.Load().lost(chunk.ServerID(x.id), []chunk.ID{chunk.ID(id)}, false); err != nil {
 		t.Fatal(err)
 	}
 	for i, length := range []uint64{1000, 2000, 2000, 3000} {

@@ -128,7 +128,10 @@ func (h *heartbeats) judge() error {
 	h.l.live.SetInventory(h.id, liveInventory(inv))
 	h.report(inv, proven)
 	slices.Sort(proven)
-	if err := h.l.lost(h.id, slices.Concat(inv.bad, proven)); err != nil {
+	if err := h.l.lost(h.id, inv.bad, true); err != nil {
+		return err
+	}
+	if err := h.l.lost(h.id, proven, false); err != nil {
 		return err
 	}
 	h.l.audited(h.id, inv.began, len(missing)-len(proven), &audit{shards: len(inv.good), missing: proven, bad: inv.bad, kept: kept, foreign: inv.foreign, first: inv.first})

@@ -83,9 +83,10 @@ func (l *leader) takeChecks(server chunk.ServerID) []uint64 {
 	return ids[:n]
 }
 
-// lost records that a server has found shards damaged or missing, and has them made anew. Where the state does not count a shard as whole
-// now but may do so soon, as somebody writes the chunk, or the shard is on its way there, that is remembered.
-func (l *leader) lost(server chunk.ServerID, stored []chunk.ID) error {
+// lost records that a server has found shards damaged, or else that they are missing or too short, and has them made anew. Where
+// the state does not count a shard as whole now but may do so soon, as somebody writes the chunk, or the shard is on its way there,
+// that is remembered.
+func (l *leader) lost(server chunk.ServerID, stored []chunk.ID, damaged bool) error {
 	var ids []uint64
 	var doubts []placed
 	if err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
@@ -94,7 +95,7 @@ func (l *leader) lost(server chunk.ServerID, stored []chunk.ID) error {
 			if !ok {
 				continue
 			}
-			if counts(c, server, id) {
+			if matters(c, server, id, damaged) {
 				ids = append(ids, uint64(id))
 			}
 			if mayCount(c, server, id) {
@@ -113,7 +114,8 @@ func (l *leader) lost(server chunk.ServerID, stored []chunk.ID) error {
 	}
 	l.mu.Unlock()
 	for batch := range slices.Chunk(ids, maxLose) {
-		if _, err := l.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: &pb.LoseShards{Server: uint32(server), Stored: batch}}}); err != nil {
+		op := &pb.LoseShards{Server: uint32(server), Stored: batch, Damaged: damaged}
+		if _, err := l.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: op}}); err != nil {
 			return err
 		}
 	}
@@ -121,6 +123,12 @@ func (l *leader) lost(server chunk.ServerID, stored []chunk.ID) error {
 		l.repair.Changed()
 	}
 	return nil
+}
+
+// matters tells whether it changes anything that a shard is not whole on a server: it counts there, or will with the next commit.
+func matters(c *namespace.ChunkRecord, server chunk.ServerID, id chunk.ID, damaged bool) bool {
+	shard := c.ShardOn(server)
+	return shard >= 0 && c.Stored(shard) == id && (c.Holds(shard) || damaged && c.Owner != 0)
 }
 
 // scrubbed takes how far a server's scrub is. A new leader learns so of a pass that the one before asked for.

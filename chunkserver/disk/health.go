@@ -62,17 +62,22 @@ func (d *Disk) Err() error {
 	return nil
 }
 
-// markBad notes that a file of a chunk is damaged.
+// markBad notes that a file of a chunk is damaged. Nothing more is appended to it: the writer has to go on elsewhere.
 func (d *Disk) markBad(id chunk.ID, of uint32, cause error) {
 	d.mu.Lock()
 	s, ok := d.chunks[id]
 	first := ok && !s.bad && s.file == of
+	var w *Writer
 	if first {
 		s.bad = true
 		d.setState(id, s)
 		d.bad++
+		w = d.writers[id]
 	}
 	d.mu.Unlock()
+	if w != nil {
+		w.stop(fmt.Errorf("no more is appended: %w", cause))
+	}
 	if first {
 		d.log.Error("a chunk is damaged here; it is kept, but has to be copied from another server", "chunk", id, "err", cause)
 		d.opts.OnBad(id, cause)

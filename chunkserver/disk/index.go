@@ -40,5 +40,14 @@ func (ix *index) find(offset uint64) int {
 	return sort.Search(len(ix.frames), func(i int) bool { return ix.frames[i].end() > offset })
 }
 
+// endOf is where in the file the first n frames end.
+func (ix *index) endOf(n int) int64 {
+	if n == 0 {
+		return 0
+	}
+	f := &ix.frames[n-1]
+	return int64(f.pos) + int64(f.length)
+}
+
 // memory is what the index takes, bytes.
 func (ix *index) memory() int64 { return 16*int64(cap(ix.frames)) + 4*int64(cap(ix.sums)) }

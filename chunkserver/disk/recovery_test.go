@@ -329,6 +329,10 @@ func TestWrittenAhead(t *testing.T) {
 		t.Fatalf("the file has %d bytes, its records end at %d: no zeros follow", len(file), end)
 	}
 	s := newShelf(t, w.id)
+	whole := report(t, s.with(t, file), w.id)
+	if size := len(contents(t, s.path)); whole.Length != uint64(len(data)) || size > int(end)+1000 {
+		t.Fatalf("recovered %+v, the file has %d bytes", whole, size)
+	}
 	last := starts[len(starts)-1]
 	for cut := last; cut <= end; cut++ { // bytes of the last record that came to the disk
 		torn := bytes.Clone(file)

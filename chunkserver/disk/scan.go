@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -116,6 +117,12 @@ func (d *Disk) inspect(id chunk.ID) (state, error) {
 	}
 	if !l.sealed && l.length > 0 {
 		d.log.Info("recovered a chunk that was being written", "chunk", id, "length", l.length, "file", l.size)
+		d.cutZeros(f, id, l)
+		// That it survived the end of a process says nothing about a loss of power.
+		if err := errors.Join(d.syncFile(f), d.background.SyncDir(d.dirOf(id))); err != nil {
+			d.ioFailed(err)
+			return d.badState(id, l.length, err), nil
+		}
 		l.sealed = l.dense && d.sealRecovered(f, id, l)
 	}
 	return state{length: uint32(l.length), loose: !l.sealed}, nil
@@ -135,13 +142,31 @@ func (d *Disk) sealedLength(f File, id chunk.ID) (uint64, bool) {
 	return t.length, err == nil
 }
 
-// sealRecovered writes an index behind everything that is in the file; a torn record before it stays. When that fails, the
+// cutZeros cuts off what was written ahead of the records, so that nothing lies in the file that no checksum covers. A torn record
+// stays.
+func (d *Disk) cutZeros(f File, id chunk.ID, l *loaded) {
+	end := l.endOf(len(l.frames))
+	buf := make([]byte, min(aheadSize, l.size-end))
+	for at := end; at < l.size; at += int64(len(buf)) {
+		buf = buf[:min(int64(len(buf)), l.size-at)]
+		if readFull(f, buf, at) != nil || !bytes.Equal(buf, zeros[:len(buf)]) {
+			return
+		}
+	}
+	if end == l.size {
+		return
+	}
+	if err := f.Truncate(end); err != nil {
+		d.log.Warn("what was written ahead of a chunk could not be cut off", "chunk", id, "err", err)
+		return
+	}
+	l.size = end
+}
+
+// sealRecovered writes an index behind everything that is in the file, which is on disk; a torn record before it stays. When that fails, the
 // chunk is as good as before: it will be walked again.
 func (d *Disk) sealRecovered(f File, id chunk.ID, l *loaded) bool {
 	err := d.admit(maxRecordHead + maxIndex)
-	if err == nil {
-		err = d.syncFile(f)
-	}
 	if err == nil {
 		err = f.WriteBuffers([][]byte{appendSeal(nil, d.cluster(), id, l.salt, &l.index, l.size)}, l.size)
 	}

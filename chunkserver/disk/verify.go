@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
@@ -13,13 +14,13 @@ import (
 var errUnsealed = errors.New("its index is missing or damaged")
 
 // Verify reads the whole file of a chunk, from the disk and not from what the kernel remembers of it, and checks every byte
-// that matters. pace, unless it is nil, is called before each read with the number of bytes, and may wait; when it fails so
-// does Verify.
+// that matters. Of a chunk that is being written that is what was appended when Verify began; the writer goes on meanwhile. pace,
+// unless it is nil, is called before each read with the number of bytes, and may wait; when it fails so does Verify.
 //
-// What is damaged, or whose file has gone, is bad from now on, and the error an ErrCorrupt. ErrNotFound, ErrWriting, and what
-// ctx or pace say, mean nothing about the chunk.
+// What is damaged, or whose file has gone, is bad from now on, and the error an ErrCorrupt. ErrNotFound, ErrWriting (the chunk
+// is just being made), and what ctx or pace say, mean nothing about the chunk.
 func (d *Disk) Verify(ctx context.Context, id chunk.ID, pace func(context.Context, int) error) error {
-	s, err := d.verifiable(id)
+	s, open, err := d.verifiable(id)
 	if err != nil {
 		return fmt.Errorf("chunk %v: %w", id, err)
 	}
@@ -28,13 +29,17 @@ func (d *Disk) Verify(ctx context.Context, id chunk.ID, pace func(context.Contex
 		return err
 	}
 	defer f.Close() // nothing was written through it
-	v := verifier{d: d, id: id, f: f, pace: func(n int) error {
+	v := verifier{d: d, id: id, f: f, clean: math.MaxInt64, pace: func(n int) error {
 		if err := ctx.Err(); err != nil || pace == nil {
 			return err
 		}
 		return pace(ctx, n)
 	}}
-	err = v.run(s)
+	if open != nil {
+		err = v.runOpen(open)
+	} else {
+		err = v.run(s)
+	}
 	if err == nil {
 		return nil
 	}
@@ -44,21 +49,51 @@ func (d *Disk) Verify(ctx context.Context, id chunk.ID, pace func(context.Contex
 	return d.damaged(id, s.file, err)
 }
 
-// verifiable returns what is known of a chunk that can be verified. One that is written changes under the reader's eyes; what
-// is wrong with it, its readers find.
-func (d *Disk) verifiable(id chunk.ID) (state, error) {
+// Persist makes a chunk durable that is here, contents and name, whoever wrote it and however long ago. That it can be read says nothing
+// about what a loss of power would leave of it: Verify does afterwards, as it then reads from the disk. ErrWriting where it has a Writer.
+func (d *Disk) Persist(id chunk.ID) error {
+	s, open, err := d.verifiable(id)
+	if open != nil {
+		err = ErrWriting
+	}
+	if err != nil {
+		return fmt.Errorf("chunk %v: %w", id, err)
+	}
+	f, err := d.openChunk(d.background, id, s.file)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(d.syncFile(f), f.Close())
+	if err == nil {
+		err = d.background.SyncDir(d.dirOf(id))
+	}
+	if err != nil {
+		d.ioFailed(err)
+		err = fmt.Errorf("chunk %v: %w: %w", id, ErrFailed, err)
+		d.markBad(id, s.file, err)
+	}
+	return err
+}
+
+// verifiable returns what is known of a chunk that can be verified and, if it is being written, how far that is.
+func (d *Disk) verifiable(id chunk.ID) (state, *progress, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	s, ok := d.chunks[id]
 	switch {
 	case d.closed:
-		return s, ErrClosed
+		return s, nil, ErrClosed
 	case !ok:
-		return s, ErrNotFound
-	case d.writers[id] != nil:
-		return s, ErrWriting
+		return s, nil, ErrNotFound
 	}
-	return s, nil
+	if w := d.writers[id]; w != nil {
+		p, ok := w.progress()
+		if !ok {
+			return s, nil, ErrWriting
+		}
+		return s, &p, nil
+	}
+	return s, nil, nil
 }
 
 // verifier checks one chunk file.
@@ -68,6 +103,7 @@ type verifier struct {
 	f     File
 	pace  func(int) error
 	given error // what pace said: why nobody wants to know any more
+	clean int64 // all up to here in the file is on disk: what the kernel remembers of it is dropped. The rest is read from where it is
 
 	size     int64
 	buf      []byte
@@ -110,6 +146,30 @@ func (v *verifier) run(s state) (err error) {
 		}
 	}
 	_ = v.f.DropCache(0, 0)
+	return nil
+}
+
+// runOpen checks what a writer had appended at some moment. None of that changes any more, whatever the writer does.
+func (v *verifier) runOpen(p *progress) error {
+	if len(p.ix.frames) == 0 {
+		return nil // nor need there be a header
+	}
+	size, err := v.f.Size()
+	if err != nil {
+		return err
+	}
+	v.size = min(size, p.end()) // what follows changes
+	if v.clean = p.onDisk(); v.clean > 0 {
+		_ = v.f.DropCache(0, v.clean)
+	}
+	if err := v.header(p.salt); err != nil {
+		return err
+	}
+	for i := range p.ix.frames {
+		if err := v.frame(&p.ix, &p.ix.frames[i], p.seed); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -182,7 +242,9 @@ func (v *verifier) fill(pos int64, n int) error {
 	if err := readFull(v.f, v.buf[have:], pos+int64(have)); err != nil {
 		return err
 	}
-	_ = v.f.DropCache(pos, int64(n))
+	if pos+int64(n) <= v.clean {
+		_ = v.f.DropCache(pos, int64(n))
+	}
 	v.to = pos + int64(n)
 	return nil
 }

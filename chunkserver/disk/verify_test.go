@@ -128,7 +128,7 @@ func TestVerifyOthers(t *testing.T) {
 	}
 	w := create(t, d, 1)
 	appendTo(t, w, random(1000))
-	if err := d.Verify(t.Context(), 1, nil); !errors.Is(err, ErrWriting) {
+	if err := d.Verify(t.Context(), 1, nil); err != nil {
 		t.Errorf("a chunk that is written: %v", err)
 	}
 	fs.torn = 20
@@ -181,5 +181,112 @@ func TestVerifyRecovered(t *testing.T) {
 		if err := s.with(t, nil).Verify(t.Context(), b.id, nil); err != nil {
 			t.Errorf("an empty file: %v", err)
 		}
+	}
+}
+
+// TestVerifyOpenEveryByte flips every byte of the file of a chunk that is being written, on disk or not, and cuts it at every
+// length. Zeros that were written ahead do not matter.
+func TestVerifyOpenEveryByte(t *testing.T) {
+	d, _, bad := faultyDisk(t, Options{})
+	w := create(t, d, 1)
+	if err := d.Verify(t.Context(), 1, nil); err != nil {
+		t.Fatalf("nothing was appended yet: %v", err)
+	}
+	for range smallSyncs + 1 {
+		appendTo(t, w, random(30))
+		syncNow(t, w)
+	}
+	appendTo(t, w, random(40))
+	if w.zeroed <= w.pos {
+		t.Fatal("no zeros were written ahead")
+	}
+	file := contents(t, d.pathOf(1))
+	renew := func(b []byte) {
+		t.Helper()
+		exchange(t, d, b)
+		w.mu.Lock()
+		w.err = nil
+		w.mu.Unlock()
+	}
+	found := int64(0)
+	check := func(what string, at int) {
+		t.Helper()
+		found++
+		if err := d.Verify(t.Context(), 1, nil); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s at %d of %d: %v", what, at, w.pos, err)
+		}
+		if bad.Load() != found || !report(t, d, 1).Bad {
+			t.Fatalf("%s at %d: reported %d of %d times", what, at, bad.Load(), found)
+		}
+		if err := tryAppend(w, []byte("abc")); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("%s at %d: an append: %v", what, at, err)
+		}
+	}
+	flipped := func(at int64) {
+		t.Helper()
+		b := bytes.Clone(file)
+		b[at] ^= byte(1 << (at % 8))
+		renew(b)
+	}
+	for i := range w.pos {
+		flipped(i)
+		check("a flipped bit", int(i))
+	}
+	for i := w.pos; i < int64(len(file)); i += 50_000 {
+		flipped(i)
+		if err := d.Verify(t.Context(), 1, nil); err != nil {
+			t.Errorf("a flipped bit at %d, beyond %d: %v", i, w.pos, err)
+		}
+	}
+	for i := range w.pos {
+		renew(file[:i])
+		check("a cut", int(i))
+	}
+	renew(file)
+	if err := os.Remove(d.pathOf(1)); err != nil {
+		t.Fatal(err)
+	}
+	check("no file", 0)
+	if err := w.Finish(); !errors.Is(err, ErrCorrupt) || d.Err() != nil {
+		t.Errorf("finish: %v, the disk: %v", err, d.Err())
+	}
+}
+
+// TestVerifyBesideWriter verifies a chunk again and again while it is written, sealed and deleted.
+func TestVerifyBesideWriter(t *testing.T) {
+	d, fs, bad := faultyDisk(t, Options{})
+	fs.lazy = true
+	w := create(t, d, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			err := d.Verify(context.Background(), 1, nil)
+			if errors.Is(err, ErrNotFound) {
+				return
+			}
+			if err != nil {
+				t.Errorf("%v", err)
+				return
+			}
+		}
+	}()
+	want := []byte{}
+	for i := range 300 {
+		b := random(1 + i*i%5000)
+		want = append(want, b...)
+		appendTo(t, w, b)
+		if i%3 == 0 {
+			syncNow(t, w)
+		}
+	}
+	finish(t, w)
+	mustRead(t, d, 1, 0, want)
+	if err := d.Delete(1); err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	if bad.Load() != 0 {
+		t.Error("a whole chunk was reported")
 	}
 }

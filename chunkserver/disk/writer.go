@@ -39,6 +39,9 @@ type Writer struct {
 	gone    bool  // the disk knows the writer no more: deleted or finished
 }
 
+// Disk is where the chunk is.
+func (w *Writer) Disk() *Disk { return w.d }
+
 // Length is how many bytes the chunk holds: they survive the end of the process.
 func (w *Writer) Length() uint64 {
 	w.mu.Lock()
@@ -196,14 +199,8 @@ func (w *Writer) Sync() error {
 	if err != nil || length == durable {
 		return err
 	}
-	if err := w.d.syncFile(w.file); err != nil {
+	if err := w.toDisk(); err != nil {
 		return w.fail(err)
-	}
-	if !w.named {
-		if err := w.d.fs.SyncDir(w.d.dirOf(w.id)); err != nil {
-			return w.fail(err)
-		}
-		w.named = true
 	}
 	if w.small++; length-durable > smallSync {
 		w.small = 0
@@ -213,6 +210,16 @@ func (w *Writer) Sync() error {
 	w.durable = length
 	w.mu.Unlock()
 	return nil
+}
+
+// toDisk makes contents and name durable.
+func (w *Writer) toDisk() error {
+	if err := w.d.syncFile(w.file); err != nil || w.named {
+		return err
+	}
+	err := w.d.fs.SyncDir(w.d.dirOf(w.id))
+	w.named = err == nil
+	return err
 }
 
 // fail closes the chunk for good and reports it.
@@ -263,20 +270,17 @@ func (w *Writer) Finish() error {
 	return failed
 }
 
-// settle makes the chunk durable and writes its index.
+// settle makes the chunk durable, its name too, and then writes its index.
 func (w *Writer) settle() error {
 	if w.durable < w.ix.length { // only this goroutine changes them
-		if err := w.d.syncFile(w.file); err != nil {
+		if err := w.toDisk(); err != nil {
 			err = fmt.Errorf("chunk %v: %w: %w", w.id, ErrFailed, err)
 			w.d.markBad(w.id, 0, err)
 			w.d.ioFailed(err)
 			return err
 		}
 	}
-	if err := w.seal(); err != nil || w.named {
-		return err
-	}
-	return w.d.fs.SyncDir(w.d.dirOf(w.id))
+	return w.seal()
 }
 
 // seal writes the index. It need not be on disk: without it the records are found one by one.
@@ -330,3 +334,27 @@ func (w *Writer) snapshot() (handle, bool) {
 	}
 	return handle{file: w.file.ref(), ix: w.ix}, true
 }
+
+// progress is how far a writer was at some moment.
+type progress struct {
+	ix      index
+	durable uint64
+	salt    uint64
+	seed    uint32
+}
+
+// progress returns false before there is a file.
+func (w *Writer) progress() (progress, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file == nil {
+		return progress{}, false
+	}
+	return progress{ix: w.ix, durable: w.durable, salt: w.salt, seed: w.seed}, true
+}
+
+// end is where in the file the last record ends.
+func (p *progress) end() int64 { return p.ix.endOf(len(p.ix.frames)) }
+
+// onDisk is where in the file those records end that are on disk for certain.
+func (p *progress) onDisk() int64 { return p.ix.endOf(p.ix.find(p.durable)) }

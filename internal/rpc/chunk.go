@@ -104,18 +104,19 @@ func (a AppendClient) Recv() (*pb.AppendReply, error) {
 	return r, a.s.RecvMsg(r)
 }
 
-// ReadChunk asks a chunk server for a range and checks what comes against its checksums. The caller frees the payload.
-func ReadChunk(ctx context.Context, conn Conn, req *pb.ReadRequest) (mem.BufferSlice, error) {
+// ReadChunk asks a chunk server for a range and checks what comes against its checksums, one for each 64 KiB from the range's
+// start, which it returns too. The caller frees the payload.
+func ReadChunk(ctx context.Context, conn Conn, req *pb.ReadRequest) ([]uint32, mem.BufferSlice, error) {
 	head := new(pb.ReadHeader)
 	f := Frame{Header: head}
 	if err := conn.Invoke(ctx, readMethod, req, &f); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := verify(req, head, f.Payload); err != nil {
 		f.Free()
-		return nil, err
+		return nil, nil, err
 	}
-	return f.Payload, nil
+	return head.Checksums, f.Payload, nil
 }
 
 func verify(req *pb.ReadRequest, head *pb.ReadHeader, payload mem.BufferSlice) error {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -143,11 +144,14 @@ func testPayloads(t *testing.T, conn Conn) {
 		t.Fatalf("after the last frame: %v, want EOF", err)
 	}
 	req := &pb.ReadRequest{Chunk: 7, Offset: 3, Length: uint32(len(want) - 5)}
-	got, err := ReadChunk(ctx, conn, req)
+	sums, got, err := ReadChunk(ctx, conn, req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer got.Free()
+	if !slices.Equal(sums, chunk.Checksums(nil, want[3:len(want)-2])) {
+		t.Fatal("the checksums are not those of the bytes")
+	}
 	if !bytes.Equal(got.Materialize(), want[3:len(want)-2]) {
 		t.Fatal("read other bytes than were written")
 	}
@@ -158,7 +162,7 @@ func TestDamageOnTheWayIsNoticed(t *testing.T) {
 }
 
 func testDamage(t *testing.T, conn Conn) {
-	if _, err := ReadChunk(t.Context(), conn, &pb.ReadRequest{Chunk: 1, Length: 1 << 20}); Kind(err) != ChunkCorrupt {
+	if _, _, err := ReadChunk(t.Context(), conn, &pb.ReadRequest{Chunk: 1, Length: 1 << 20}); Kind(err) != ChunkCorrupt {
 		t.Fatalf("a damaged reply: %v, want %v", err, ChunkCorrupt)
 	}
 	a, err := OpenAppend(t.Context(), conn)
@@ -178,11 +182,11 @@ func TestPanickingHandlerFailsItsCallOnly(t *testing.T) {
 	for way, conn := range serve(t, e) {
 		e.explode = true
 		req := &pb.ReadRequest{Length: 5}
-		if _, err := ReadChunk(t.Context(), conn, req); err == nil {
+		if _, _, err := ReadChunk(t.Context(), conn, req); err == nil {
 			t.Fatalf("%s: a panic became an answer", way)
 		}
 		e.explode = false
-		got, err := ReadChunk(t.Context(), conn, req)
+		_, got, err := ReadChunk(t.Context(), conn, req)
 		if err != nil {
 			t.Fatalf("%s: %v", way, err)
 		}
@@ -212,7 +216,7 @@ func TestCancelledCallsEndAtBothEnds(t *testing.T) {
 	allWays(t, func() ChunkHandler { return s }, func(t *testing.T, conn Conn) {
 		ctx, cancel := context.WithCancel(t.Context())
 		result := make(chan error, 1)
-		go func() { _, err := ReadChunk(ctx, conn, &pb.ReadRequest{Length: 1}); result <- err }()
+		go func() { _, _, err := ReadChunk(ctx, conn, &pb.ReadRequest{Length: 1}); result <- err }()
 		<-s.entered
 		cancel()
 		if err := <-result; status.Code(err) != codes.Canceled {
@@ -262,14 +266,14 @@ func TestCallsToAClosedServerFailAsUnavailable(t *testing.T) {
 			}
 			defer func() { _ = pool.Close() }() // only fails when closed twice
 			result := make(chan error, 1)
-			go func() { _, err := ReadChunk(t.Context(), conn, &pb.ReadRequest{Length: 1}); result <- err }()
+			go func() { _, _, err := ReadChunk(t.Context(), conn, &pb.ReadRequest{Length: 1}); result <- err }()
 			<-st.entered
 			s.Close()
 			<-st.left
 			if err := <-result; status.Code(err) != codes.Unavailable {
 				t.Errorf("a call that the server's end cut off: %v", err)
 			}
-			if _, err := ReadChunk(t.Context(), conn, &pb.ReadRequest{Length: 1}); status.Code(err) != codes.Unavailable {
+			if _, _, err := ReadChunk(t.Context(), conn, &pb.ReadRequest{Length: 1}); status.Code(err) != codes.Unavailable {
 				t.Errorf("a call to a server that is gone: %v", err)
 			}
 			if err := <-served; err != nil {
@@ -374,7 +378,7 @@ func BenchmarkRead4K(b *testing.B) {
 	for way, conn := range serve(b, e) {
 		b.Run(way, func(b *testing.B) {
 			for b.Loop() {
-				p, err := ReadChunk(b.Context(), conn, &pb.ReadRequest{Length: 4096})
+				_, p, err := ReadChunk(b.Context(), conn, &pb.ReadRequest{Length: 4096})
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -422,7 +426,7 @@ func TestCallersGetAwayFromDeafHandlers(t *testing.T) {
 	bothWays(t, func() ChunkHandler { return d }, func(t *testing.T, conn Conn) {
 		ctx, cancel := context.WithCancel(t.Context())
 		result := make(chan error, 1)
-		go func() { _, err := ReadChunk(ctx, conn, &pb.ReadRequest{Length: 1}); result <- err }()
+		go func() { _, _, err := ReadChunk(ctx, conn, &pb.ReadRequest{Length: 1}); result <- err }()
 		<-d.entered
 		cancel()
 		if err := <-result; status.Code(err) != codes.Canceled {

@@ -25,6 +25,10 @@ func VersionOf(op *pb.Op) uint32 {
 		if op.StartMoves.GetKeep() {
 			return 3
 		}
+	case *pb.Op_LoseShards:
+		if op.LoseShards.GetDamaged() {
+			return 3
+		}
 	}
 	return 1
 }

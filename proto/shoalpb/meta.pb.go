@@ -3447,10 +3447,13 @@ func (x *FinishMoves) GetFailed() []*Move {
 // LoseShards records that what a server holds under these stored ids is damaged or missing. It stays where it is until the
 // shard was made anew: it may be all that is left.
 type LoseShards struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
-	Stored        []uint64               `protobuf:"fixed64,2,rep,packed,name=stored,proto3" json:"stored,omitempty"`
-	Gone          bool                   `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"` // the server will not come back: they are nowhere
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Server uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	Stored []uint64               `protobuf:"fixed64,2,rep,packed,name=stored,proto3" json:"stored,omitempty"`
+	Gone   bool                   `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"` // the server will not come back: they are nowhere
+	// What is held is damaged, rather than missing or too short. A chunk that is still being written is sealed at its committed
+	// length, so that repair may have it: nothing that its writer says later can make the shard count as whole again.
+	Damaged       bool `protobuf:"varint,4,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3502,6 +3505,13 @@ func (x *LoseShards) GetStored() []uint64 {
 func (x *LoseShards) GetGone() bool {
 	if x != nil {
 		return x.Gone
+	}
+	return false
+}
+
+func (x *LoseShards) GetDamaged() bool {
+	if x != nil {
+		return x.Damaged
 	}
 	return false
 }
@@ -7113,12 +7123,13 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x04keep\x18\x02 \x01(\bR\x04keep\"Y\n" +
 	"\vFinishMoves\x12\"\n" +
 	"\x04done\x18\x01 \x03(\v2\x0e.shoal.v1.MoveR\x04done\x12&\n" +
-	"\x06failed\x18\x02 \x03(\v2\x0e.shoal.v1.MoveR\x06failed\"P\n" +
+	"\x06failed\x18\x02 \x03(\v2\x0e.shoal.v1.MoveR\x06failed\"j\n" +
 	"\n" +
 	"LoseShards\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x16\n" +
 	"\x06stored\x18\x02 \x03(\x06R\x06stored\x12\x12\n" +
-	"\x04gone\x18\x03 \x01(\bR\x04gone\"?\n" +
+	"\x04gone\x18\x03 \x01(\bR\x04gone\x12\x18\n" +
+	"\adamaged\x18\x04 \x01(\bR\adamaged\"?\n" +
 	"\tSetServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x1a\n" +
 	"\bdraining\x18\x02 \x01(\bR\bdraining\"&\n" +

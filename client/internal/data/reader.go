@@ -290,7 +290,7 @@ func (r *reader) ask(ctx context.Context, server candidate, loc location, timeou
 	o := outcome{server: server.id}
 	conn, err := r.s.cfg.Pool.Get(server.address)
 	if err == nil {
-		o.payload, err = rpc.ReadChunk(ctx, conn, &pb.ReadRequest{Chunk: uint64(loc.chunk), Offset: loc.off, Length: uint32(loc.n),
+		_, o.payload, err = rpc.ReadChunk(ctx, conn, &pb.ReadRequest{Chunk: uint64(loc.chunk), Offset: loc.off, Length: uint32(loc.n),
 			Cluster: r.s.meta.Cluster(), Session: r.s.meta.Session(), Server: uint32(server.id)})
 	}
 	o.err = err

@@ -1,0 +1,67 @@
+package namespace
+
+import (
+	"slices"
+	"syscall"
+	"testing"
+
+	"github.com/shoalfs/shoalfs/internal/chunk"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+// opDamaged says that a server found what it has of chunks damaged.
+func opDamaged(server uint32, chunks ...uint64) *pb.Op {
+	return &pb.Op{Op: &pb.Op_LoseShards{LoseShards: &pb.LoseShards{Server: server, Stored: chunks, Damaged: true}}}
+}
+
+func (w *world) ownNew(op *pb.Op) *pb.Result {
+	cmd := w.command(0, root, op)
+	cmd.Version = VersionOf(op)
+	return w.apply(cmd)
+}
+
+// TestDamagedWhileWritten: a chunk of which a shard is found damaged is sealed at what is committed. Repair sees it, and its
+// writer, who has not heard of it, cannot have the shard count again.
+func TestDamagedWhileWritten(t *testing.T) {
+	w := newWorld(t)
+	f := w.file(root, 1, "f", 0o644)
+	w.want(0, w.do(root, opAlloc(3, 1, 2, 3)))
+	extent := &pb.Extent{Length: 100, Chunk: 1}
+	w.want(0, w.do(root, opCommit(&pb.Commit{Inode: f, Extents: []*pb.Extent{extent}, Chunks: []*pb.ChunkCommit{all(1, 1000)}})))
+	w.want(0, w.ownNew(opDamaged(2, 1)))
+	c, ok := Chunk(w.s, 1)
+	if !ok || c.Owner != 0 || c.Length != 1000 || c.ShardOn(2) >= 0 || c.Holders() != 2 {
+		t.Fatalf("%+v", c)
+	}
+	if !slices.Contains(Deletions(w.s, 2, w.clock+1, 9), chunk.ID(1)) {
+		t.Error("what is damaged is not to be deleted")
+	}
+	var degraded []chunk.ID
+	Degraded(w.s, 0, func(id chunk.ID) bool { degraded = append(degraded, id); return true })
+	if !slices.Equal(degraded, []chunk.ID{1}) {
+		t.Errorf("to be repaired: %v", degraded)
+	}
+	w.check()
+	for _, length := range []uint64{1000, 2000} {
+		w.want(syscall.EINVAL, w.do(root, opCommit(&pb.Commit{Inode: f, Extents: []*pb.Extent{extent}, Chunks: []*pb.ChunkCommit{all(1, length)}})))
+	}
+
+	// Of a chunk of which nothing is committed the writer has all, and writes it elsewhere.
+	w.want(0, w.ownNew(opDamaged(1, 2)))
+	if c, ok := Chunk(w.s, 2); ok {
+		t.Errorf("%+v", c)
+	}
+	w.want(syscall.EINVAL, w.do(root, opCommit(&pb.Commit{Inode: f, Extents: []*pb.Extent{{Length: 100, Chunk: 2}}, Chunks: []*pb.ChunkCommit{all(2, 1000)}})))
+	w.check()
+
+	// What would not be enough without the writer's help stays open.
+	w.want(0, w.do(root, opCommit(&pb.Commit{Inode: f, Extents: []*pb.Extent{{Offset: 200, Length: 100, Chunk: 3}}, Chunks: []*pb.ChunkCommit{all(3, 1000)}})))
+	for s := range uint32(3) {
+		w.want(0, w.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: &pb.LoseShards{Server: s + 1, Stored: []uint64{3}}}}))
+	}
+	w.want(0, w.ownNew(opDamaged(1, 3)))
+	if c, _ := Chunk(w.s, 3); c.Owner == 0 || c.ShardOn(1) < 0 {
+		t.Errorf("%+v", c)
+	}
+	w.check()
+}
