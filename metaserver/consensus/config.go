@@ -24,7 +24,9 @@ type Config struct {
 	DB    *kv.DB // opened, and closed after the Node is
 	// Apply applies a command. It must be a pure function of its arguments.
 	Apply func(kv.Txn, uint64, *pb.Command) *pb.Result
-	Pool  *rpc.Pool
+	// CommandVersion is that of the newest commands that Apply knows. What has a higher one ends the Node.
+	CommandVersion uint32
+	Pool           *rpc.Pool
 	// Cluster returns the id of the cluster that the database belongs to, nil while it is unknown. Members of different
 	// clusters do not talk.
 	Cluster    func() []byte
@@ -46,8 +48,6 @@ const (
 	maxCommand = 4 << 20
 	// maxAppend bounds the entries of a group commit and of a message to a follower, and the proposals in flight.
 	maxAppend = 256
-	// commandVersion is the newest version of commands that is understood.
-	commandVersion = 2
 )
 
 func (c Config) withDefaults() (Config, error) {
