@@ -176,7 +176,7 @@ func counts(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bo
 
 // mayCount tells whether a shard may be counted as whole on a server by a command that knows nothing of what that found.
 func mayCount(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bool {
-	return c.Owner != 0 && c.BelongsOn(server, stored) ||
+	return c.Keeper() != 0 && c.BelongsOn(server, stored) ||
 		slices.ContainsFunc(c.Moves, func(m namespace.Move) bool { return m.Server == server && c.Stored(m.Shard) == stored })
 }
 
