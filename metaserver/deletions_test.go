@@ -65,3 +65,34 @@ func TestDeletionsThatFail(t *testing.T) {
 		}
 	}
 }
+
+// TestRemovalOfAServerWithDeletions: a server that has much to delete is not forgotten by one command, which would hold all others up.
+func TestRemovalOfAServerWithDeletions(t *testing.T) {
+	s := start(t, Config{LeaseTTL: time.Hour, SessionTTL: 2 * time.Hour}).ready()
+	servers := chunkServers(t, s, 2)
+	c := call(t, s.Address()).open()
+	const chunks = 20 * 256
+	for range 20 {
+		c.must(c.do(&pb.Op{Op: &pb.Op_AllocChunks{AllocChunks: &pb.AllocChunks{Count: 256}}}))
+	}
+	c.must(c.do(&pb.Op{Op: &pb.Op_CloseSession{CloseSession: &pb.CloseSession{}}}))
+	deletions := func() (n uint64) {
+		if err := s.db.View(func(r kv.Reader) error { n = namespace.Totals(r).Deletions; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := deletions(); n != 2*chunks {
+		t.Fatalf("%d deletions", n)
+	}
+	before := s.node.LastIndex()
+	if err := s.lead.Load().remove(chunk.ServerID(servers[0].id), false); err != nil {
+		t.Fatal(err)
+	}
+	if n := deletions(); n != chunks {
+		t.Errorf("%d deletions are left", n)
+	}
+	if n := s.node.LastIndex() - before; n < 3 {
+		t.Errorf("it took %d commands", n)
+	}
+}

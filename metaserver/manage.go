@@ -2,6 +2,7 @@ package metaserver
 
 import (
 	"context"
+	"math"
 	"syscall"
 	"time"
 
@@ -38,27 +39,38 @@ func (m *metaService) ManageServer(_ context.Context, req *pb.ManageServerReques
 	default:
 		return nil, status.Errorf(codes.InvalidArgument, "an unknown action %d on chunk server %d", req.Action, req.Server)
 	}
-	held, err := l.holds(chunk.ServerID(req.Server), 0)
-	return &pb.ManageServerReply{Shards: uint64(len(held))}, rpc.ToStatus(err)
+	n, err := l.shards(chunk.ServerID(req.Server))
+	return &pb.ManageServerReply{Shards: n}, rpc.ToStatus(err)
 }
 
-// holds lists what the state places on a server, at most so many (0: all).
-func (l *leader) holds(id chunk.ServerID, limit int) ([]uint64, error) {
+// holds lists what the state places on a server from a stored id on, at most so many.
+func (l *leader) holds(id chunk.ServerID, from chunk.ID, limit int) ([]uint64, error) {
 	var out []uint64
 	err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
-		namespace.Copies(r, id, func(stored chunk.ID) bool {
+		namespace.CopiesFrom(r, id, from, func(stored chunk.ID) bool {
 			out = append(out, uint64(stored))
-			return limit == 0 || len(out) < limit
+			return len(out) < limit
 		})
 		return nil
 	})
 	return out, err
 }
 
+// shards is how many shards the state places on a server. It is counted some at a time so that commands get in between.
+func (l *leader) shards(id chunk.ServerID) (n uint64, err error) {
+	for from := chunk.ID(0); ; {
+		held, err := l.holds(id, from, chunksPerView)
+		if n += uint64(len(held)); err != nil || len(held) < chunksPerView {
+			return n, err
+		}
+		from = chunk.ID(held[len(held)-1]) + 1
+	}
+}
+
 // remove forgets a server: one that holds nothing, or, by force, whatever it holds.
 func (l *leader) remove(id chunk.ServerID, force bool) error {
 	for {
-		held, err := l.holds(id, maxLose)
+		held, err := l.holds(id, 0, maxLose)
 		if err != nil {
 			return err
 		}
@@ -72,14 +84,39 @@ func (l *leader) remove(id chunk.ServerID, force bool) error {
 			return err
 		}
 		l.repair.Changed()
-		if again, err := l.holds(id, 1); err != nil {
+		if again, err := l.holds(id, 0, 1); err != nil {
 			return err
 		} else if len(again) > 0 && again[0] == held[0] {
 			return fserr.New(syscall.EBUSY, "clients still write to chunks on chunk server %d: try again in a minute", id)
 		}
 	}
+	if err := l.forgetDeletions(id); err != nil {
+		return err
+	}
 	_, err := l.own(&pb.Op{Op: &pb.Op_RemoveServer{RemoveServer: &pb.RemoveServer{Server: uint32(id)}}})
 	return err
+}
+
+// forgetDeletions takes what a server has to delete out of the state, some in each command so that others get in between. Should the
+// server stay after all, its next inventory shows it.
+func (l *leader) forgetDeletions(id chunk.ServerID) error {
+	for {
+		op := &pb.FinishDeletions{Server: uint32(id)}
+		if err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
+			for _, stored := range namespace.Deletions(r, id, math.MaxInt64, maxFinished) {
+				op.Chunks = append(op.Chunks, uint64(stored))
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		if len(op.Chunks) == 0 {
+			return nil
+		}
+		if _, err := l.own(&pb.Op{Op: &pb.Op_FinishDeletions{FinishDeletions: op}}); err != nil {
+			return err
+		}
+	}
 }
 
 // Scrub implements pb.MetaServer.

@@ -39,15 +39,23 @@ func (l *leader) orders(server chunk.ServerID) []*pb.CopyOrder {
 // repairCluster is the leader as repair needs it.
 type repairCluster struct{ l *leader }
 
-func (c repairCluster) View(fn func(kv.Reader) error) error   { return c.l.s.db.ViewContext(c.l.ctx, fn) }
-func (c repairCluster) Propose(op *pb.Op) (*pb.Result, error) { return c.l.own(op) }
-func (c repairCluster) Servers() []*pb.ServerInfo             { return c.l.live.Servers() }
-func (c repairCluster) Domain(id chunk.ServerID) []string     { return c.l.live.Domain(id) }
-func (c repairCluster) Poke(id chunk.ServerID)                { c.l.poke(id) }
-func (l *leader) copyRate() uint64                            { return uint64(max(l.s.cfg.RepairRate, 0)) }
+func (c repairCluster) View(fn func(kv.Reader) error) error { return c.l.s.db.ViewContext(c.l.ctx, fn) }
+func (c repairCluster) Servers() []*pb.ServerInfo           { return c.l.live.Servers() }
+func (c repairCluster) Domain(id chunk.ServerID) []string   { return c.l.live.Domain(id) }
+func (c repairCluster) Poke(id chunk.ServerID)              { c.l.poke(id) }
+func (l *leader) copyRate() uint64                          { return uint64(max(l.s.cfg.RepairRate, 0)) }
 func (l *leader) stream(id chunk.ServerID) (h *heartbeats, ok bool) {
 	h, ok = l.beats[id]
 	return h, ok
+}
+
+// Propose refuses under another leadership, even if it is this metaserver's again: another leader may have given up what this one
+// remembers, and begun it anew, and leases that it granted were not taken back.
+func (c repairCluster) Propose(op *pb.Op) (*pb.Result, error) {
+	if c.l.s.node.Term() != c.l.term {
+		return nil, c.l.s.notLeader()
+	}
+	return c.l.own(op)
 }
 
 // poke has a chunk server told what there is to tell, without waiting for its next heartbeat.
@@ -176,7 +184,7 @@ func counts(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bo
 
 // mayCount tells whether a shard may be counted as whole on a server by a command that knows nothing of what that found.
 func mayCount(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bool {
-	return c.Owner != 0 && c.BelongsOn(server, stored) ||
+	return c.Keeper() != 0 && c.BelongsOn(server, stored) ||
 		slices.ContainsFunc(c.Moves, func(m namespace.Move) bool { return m.Server == server && c.Stored(m.Shard) == stored })
 }
 

@@ -21,15 +21,6 @@ const maxApplied = 4096
 // rewriteCluster is the leader as rewriting needs it.
 type rewriteCluster struct{ repairCluster }
 
-// Propose implements rewrite.Cluster. It refuses under another leadership, even if it is this metaserver's again: leases that
-// one granted were not taken back.
-func (c rewriteCluster) Propose(op *pb.Op) (*pb.Result, error) {
-	if c.l.s.node.Term() != c.l.term {
-		return nil, c.l.s.notLeader()
-	}
-	return c.l.own(op)
-}
-
 // Change implements rewrite.Cluster.
 func (c rewriteCluster) Change(ctx context.Context, inodes []uint64) (func(), error) {
 	ch, err := c.l.table.Begin(ctx, lease.Intent{Inodes: inodes})

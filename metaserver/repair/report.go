@@ -155,7 +155,7 @@ func (e *Engine) Shards(id chunk.ServerID) (uint64, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s := e.servers[id]
-	if s == nil || !e.settled || !s.dead() && !s.draining {
+	if s == nil || !e.settled || !s.counted {
 		return 0, false
 	}
 	return s.shards, true

@@ -144,3 +144,41 @@ func TestDoubtfulServers(t *testing.T) {
 		t.Errorf("the chunk is %+v, want it on its way to %d", got, good)
 	}
 }
+
+// TestShardsAreCountedBeforeTheyAreTold: what a server holds that is drained from now on is not known before somebody has looked.
+func TestShardsAreCountedBeforeTheyAreTold(t *testing.T) {
+	w := newWorld(t, 1, 5)
+	c := w.full(chunk.Copies(3))
+	id := c.Servers[0]
+	w.step()
+	told := func(want uint64, known bool) {
+		t.Helper()
+		if n, ok := w.e.Shards(id); ok != known || ok && n != want {
+			t.Errorf("%d shards, %v, want %d, %v", n, ok, want, known)
+		}
+	}
+	told(0, false)
+	drain := func(on bool) {
+		w.servers[id].info.Draining = on
+		w.own(&pb.Op{Op: &pb.Op_SetServer{SetServer: &pb.SetServer{Server: uint32(id), Draining: on}}})
+	}
+	for range 2 {
+		drain(true)
+		w.e.surveyed, w.e.took = time.Now(), time.Minute // the last look took so long that there is no other soon
+		if err := w.e.step(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		told(0, false)
+		w.e.took = 0
+		w.step()
+		held := uint64(0)
+		_ = w.View(func(r kv.Reader) error {
+			namespace.Copies(r, id, func(chunk.ID) bool { held++; return true })
+			return nil
+		})
+		told(held, true)
+		drain(false)
+		w.step()
+		told(0, false)
+	}
+}

@@ -25,7 +25,8 @@ type server struct {
 	to, from int    // moves under way
 	incoming uint64 // bytes of those to it
 	outgoing uint64 // bytes that will be deleted from it when moves are done
-	shards   uint64 // that it has by the last survey, where that looked
+	shards   uint64 // that it has by the last survey
+	counted  bool   // they were, since it is dead or drained
 }
 
 func (s *server) dead() bool { return s.state == pb.ServerState_SERVER_STATE_DEAD }
@@ -59,6 +60,9 @@ func (e *Engine) learn(now time.Time) {
 		s.doubtful = s.state == pb.ServerState_SERVER_STATE_SUSPECT && silent < e.cfg.SuspectAfter && !s.draining && s.capacity > 0
 		if s.dead() != (was == pb.ServerState_SERVER_STATE_DEAD) || drained != s.draining || was == pb.ServerState_SERVER_STATE_UNKNOWN && s.state != was {
 			e.stale = true
+		}
+		if !s.dead() && !s.draining {
+			s.counted = false
 		}
 		switch {
 		case !s.dead():

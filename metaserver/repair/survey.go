@@ -160,11 +160,14 @@ func (v *surveyor) run(ctx context.Context) error {
 		if !s.dead() && !s.draining {
 			continue
 		}
-		s.shards = 0
+		var shards uint64
 		list := func(r kv.Reader, from chunk.ID, fn func(chunk.ID) bool) { namespace.CopiesFrom(r, s.id, from, fn) }
-		if err := v.pages(ctx, list, &s.shards); err != nil {
+		if err := v.pages(ctx, list, &shards); err != nil {
 			return err
 		}
+		v.e.mu.Lock()
+		s.shards, s.counted = shards, true
+		v.e.mu.Unlock()
 	}
 	return nil
 }

@@ -2,9 +2,12 @@ package data
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
@@ -180,4 +183,66 @@ func TestLaggardsInDifferentThings(t *testing.T) {
 	mustCommit(t, f, true)
 	x.safe(f, want)
 	mustClose(t, f)
+}
+
+// TestLaggardsAgainstModel does random operations on a file while a server is slow in some way, others are drained, and all or some
+// lose power: no operation may fail, and no byte may be wrong, in this client at any time and in another one after every commit.
+func TestLaggardsAgainstModel(t *testing.T) {
+	for _, policy := range []string{"replicas=3", "ec=4+2"} {
+		t.Run(policy, func(t *testing.T) {
+			x := newCodedFixture(t, 9, policy, func(c *StoreConfig) {
+				c.StallTimeout, c.LagTimeout, c.SyncAfter = patience*100*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
+				c.ReadTimeout, c.CacheBytes, c.Memory = 100*time.Millisecond, 2<<20, 8<<20
+			})
+			other := x.second()
+			server := func(t *rapid.T) *fakeServer { return x.servers[rapid.IntRange(0, len(x.servers)-1).Draw(t, "server")] }
+			rapid.Check(t, func(t *rapid.T) {
+				m := &model{x: x, other: other, f: x.file()}
+				fast := func() {
+					for _, s := range x.servers {
+						s.heal()
+					}
+				}
+				t.Repeat(map[string]func(*rapid.T){
+					"write": m.write, "append": m.append, "truncate": m.truncate, "read": m.read, "commit": m.commit, "reopen": m.reopen,
+					"slow": func(t *rapid.T) {
+						fast()
+						how := rapid.IntRange(0, 3).Draw(t, "how")
+						server(t).set(func(s *fakeServer) { s.stall, s.stallSync, s.stallFirst = how == 1, how == 2, how == 3 })
+					},
+					"drain": func(t *rapid.T) {
+						a, b := server(t), server(t)
+						on := rapid.Bool().Draw(t, "on")
+						x.meta.with(func(m *fakeMeta) {
+							clear(m.leaving)
+							m.leaving[a.id], m.leaving[b.id] = on, on
+						})
+					},
+					"power": func(t *rapid.T) {
+						for _, s := range x.servers {
+							if rapid.Bool().Draw(t, "survives") {
+								s.losePower(func(n int) int { return rand.IntN(n + 1) })
+							} else {
+								s.losePower(nil)
+							}
+						}
+					},
+					"": func(*rapid.T) {},
+				})
+				m.check(t)
+				m.must(t, m.f.Commit(m.ctx(t), true))
+				fast()
+				x.losePower()
+				m.reopen(t)
+				x.store.reader.cache.clear()
+				m.check(t)
+				m.must(t, m.f.Close(m.ctx(t)))
+				x.meta.with(func(m *fakeMeta) { clear(m.leaving) })
+			})
+			x.memoryGivenBack()
+			if value(t, x.store.metrics.late) == 0 {
+				t.Error("none was late")
+			}
+		})
+	}
 }

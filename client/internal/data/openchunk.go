@@ -135,6 +135,9 @@ func (c *openChunk) outlived() bool {
 	return !want.IsZero() && (want.Data != c.layout.Data || want.Parity != c.layout.Parity) && time.Since(c.made) > stopgap
 }
 
+// short tells whether the chunk lacks servers from the beginning.
+func (c *openChunk) short() bool { return len(c.targets) < c.layout.Width() }
+
 // queued is how many bytes are not settled.
 func (c *openChunk) queued() uint64 {
 	if len(c.queue) == 0 {

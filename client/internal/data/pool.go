@@ -17,6 +17,8 @@ const (
 	sharedBusy  = 1 << 20 // bytes under way to a shared chunk that make another worthwhile
 	spareChunks = 4       // chunks allocated ahead of need
 	maxAlloc    = 64      // chunks asked for at once
+	// shortSpare is how long chunks with fewer servers than they ought to have are kept ahead of need: there may be more by then.
+	shortSpare = 10 * time.Second
 )
 
 // pool is the open chunks that frames of one kind go to: those of files with one policy and, where that is a code, the full
@@ -116,7 +118,7 @@ func (p *pool) takeSpare() *openChunk {
 	p.keep = spareChunks
 	for len(p.spare) > 0 {
 		c := p.spare[0]
-		if c.outlived() || slices.ContainsFunc(c.targets, func(t *target) bool { return p.w.health.failedSince(t.server, c.made) }) {
+		if c.outlived() || c.short() && time.Since(c.made) > shortSpare || slices.ContainsFunc(c.targets, func(t *target) bool { return p.w.health.failedSince(t.server, c.made) }) {
 			c.close() // takes it off the list
 			continue
 		}

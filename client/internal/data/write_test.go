@@ -658,3 +658,37 @@ func TestManyFullServers(t *testing.T) {
 	checkContent(t, f, want)
 	mustClose(t, f)
 }
+
+// TestSpareChunksOfFewServers: chunks that were allocated while servers were away are not what is written to when they are back.
+func TestSpareChunksOfFewServers(t *testing.T) {
+	x := newFixture(t, 3, 3, 2)
+	x.meta.with(func(m *fakeMeta) { m.down[3] = true })
+	w, f := x.store.writer, x.file()
+	mustWrite(t, f, pattern(50_000, 1), 0)
+	mustCommit(t, f, true)
+	eventually(t, "there are chunks in reserve", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, p := range w.pools {
+			if len(p.spare) > 0 {
+				for _, c := range p.spare {
+					c.made = c.made.Add(-time.Minute)
+				}
+				for _, c := range slices.Clone(p.shared) {
+					c.close() // it is full
+				}
+				return true
+			}
+		}
+		return false
+	})
+	x.meta.with(func(m *fakeMeta) { clear(m.down) })
+	g := x.file()
+	mustWrite(t, g, pattern(50_000, 2), 0)
+	mustCommit(t, g, true)
+	if got := x.recorded(g); len(got) != 1 || len(got[0]) != 3 {
+		t.Errorf("on %v", got)
+	}
+	mustClose(t, f)
+	mustClose(t, g)
+}
