@@ -91,13 +91,14 @@ func (l *leader) takeChecks(server chunk.ServerID) []uint64 {
 	return ids[:n]
 }
 
-// lost records that a server has found shards damaged or missing, and has them made anew. Where the state does not count a shard as whole
-// now but may do so soon, as somebody writes the chunk, or the shard is on its way there, that is remembered.
-func (l *leader) lost(server chunk.ServerID, stored []chunk.ID) error {
+// lost records that a server has found shards damaged, or that it lacks some or has them shorter than the given length, and has them
+// made anew. Where a shard may be counted as whole later, as somebody writes the chunk, or the shard is on its way there, that is
+// remembered.
+func (l *leader) lost(server chunk.ServerID, bad []chunk.ID, short map[chunk.ID]uint64) error {
 	var ids []uint64
-	var doubts []placed
+	doubts := map[placed]uint64{}
 	if err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
-		for _, id := range stored {
+		for _, id := range slices.Concat(bad, slices.Sorted(maps.Keys(short))) {
 			c, ok := namespace.Chunk(r, id.Chunk())
 			if !ok {
 				continue
@@ -105,8 +106,8 @@ func (l *leader) lost(server chunk.ServerID, stored []chunk.ID) error {
 			if counts(c, server, id) {
 				ids = append(ids, uint64(id))
 			}
-			if mayCount(c, server, id) {
-				doubts = append(doubts, placed{server, id})
+			if lacks := short[id]; lacks > 0 && c.Owner != 0 || lacks == 0 && mayCount(c, server, id) {
+				doubts[placed{server, id}] = lacks
 			}
 		}
 		return nil
@@ -114,12 +115,17 @@ func (l *leader) lost(server chunk.ServerID, stored []chunk.ID) error {
 		return err
 	}
 	l.mu.Lock()
-	for _, p := range doubts {
+	for p, length := range doubts {
 		if len(l.doubts) < maxDoubts { // of the others the next inventory tells
-			l.doubts[p] = struct{}{}
+			l.doubts[p] = length
 		}
 	}
 	l.mu.Unlock()
+	return l.lose(server, ids)
+}
+
+// lose records that shards which counted as whole are not.
+func (l *leader) lose(server chunk.ServerID, ids []uint64) error {
 	for batch := range slices.Chunk(ids, maxLose) {
 		if _, err := l.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: &pb.LoseShards{Server: uint32(server), Stored: batch}}}); err != nil {
 			return err
@@ -174,27 +180,38 @@ func counts(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bo
 	return shard >= 0 && c.Holds(shard) && c.Stored(shard) == stored
 }
 
-// mayCount tells whether a shard may be counted as whole on a server by a command that knows nothing of what that found.
-func mayCount(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bool {
-	return c.Keeper() != 0 && c.BelongsOn(server, stored) ||
-		slices.ContainsFunc(c.Moves, func(m namespace.Move) bool { return m.Server == server && c.Stored(m.Shard) == stored })
+// moving tells whether a shard is being made on a server.
+func moving(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bool {
+	return slices.ContainsFunc(c.Moves, func(m namespace.Move) bool { return m.Server == server && c.Stored(m.Shard) == stored })
 }
 
-// settleDoubts has servers look again at shards that they found damaged and that have come to count as whole since. It forgets those
-// that never will.
+// mayCount tells whether a shard may be counted as whole on a server by a command that knows nothing of what that found.
+func mayCount(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bool {
+	return c.Keeper() != 0 && c.BelongsOn(server, stored) || moving(c, server, stored)
+}
+
+// settleDoubts sees to shards that have come to count as whole since they were found not to be: those that were too short are for
+// certain, and servers look again at those that were damaged. It forgets those that will never count, or are made anew.
 func (l *leader) settleDoubts() error {
 	l.mu.Lock()
-	doubts := slices.Collect(maps.Keys(l.doubts))
+	doubts := maps.Clone(l.doubts)
 	l.mu.Unlock()
-	var count, over []placed
-	for part := range slices.Chunk(doubts, chunksPerView) {
+	var check, short, over []placed
+	for part := range slices.Chunk(slices.Collect(maps.Keys(doubts)), chunksPerView) {
 		if err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
 			for _, p := range part {
 				c, ok := namespace.Chunk(r, p.stored.Chunk())
+				lacks := doubts[p]
 				switch {
-				case ok && counts(c, p.server, p.stored):
-					count = append(count, p)
-				case !ok || !mayCount(c, p.server, p.stored):
+				case !ok || lacks > 0 && (moving(c, p.server, p.stored) || c.Layout.ShardLength(c.Length) < lacks):
+					over = append(over, p)
+				case counts(c, p.server, p.stored) && lacks > 0:
+					if short = append(short, p); c.Owner == 0 { // from now on it counts only once it is made anew
+						over = append(over, p)
+					}
+				case counts(c, p.server, p.stored):
+					check = append(check, p)
+				case !mayCount(c, p.server, p.stored):
 					over = append(over, p)
 				}
 			}
@@ -203,12 +220,17 @@ func (l *leader) settleDoubts() error {
 			return err
 		}
 	}
+	for _, p := range short {
+		if err := l.lose(p.server, []uint64{uint64(p.stored)}); err != nil {
+			return err
+		}
+	}
 	l.mu.Lock()
-	for _, p := range slices.Concat(count, over) {
+	for _, p := range slices.Concat(check, over) {
 		delete(l.doubts, p)
 	}
 	l.mu.Unlock()
-	for _, p := range count {
+	for _, p := range check {
 		l.check(p.server, p.stored)
 	}
 	return nil
