@@ -105,6 +105,11 @@ func TestShortCopyIsNamedAgain(t *testing.T) {
 			id := c.must(c.do(&pb.Op{Op: &pb.Op_AllocChunks{AllocChunks: &pb.AllocChunks{Count: 1}}})).Chunks[0].Id
 			x := servers[0]
 			all := []uint32{x.id, servers[1].id, servers[2].id}
+			for _, s := range servers {
+				s.mu.Lock()
+				s.holds[id] = 2000
+				s.mu.Unlock()
+			}
 			c.must(c.do(&pb.Op{Op: &pb.Op_Commit{Commit: &pb.Commit{Inode: f.Inode, Size: 1000, Extents: []*pb.Extent{{Length: 1000, Chunk: id}},
 				Chunks: []*pb.ChunkCommit{{Chunk: id, Length: 2000, Servers: all}}}}}))
 			counts := func() bool {
