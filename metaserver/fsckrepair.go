@@ -63,7 +63,7 @@ func (f *fsck) apply(found inspection) (changed bool, err error) {
 	for i := 0; i < len(found.Fixes); i += fsckFixes {
 		f.out.progress(phase, uint64(i), uint64(len(found.Fixes)))
 		part := found.Fixes[i:min(i+fsckFixes, len(found.Fixes))]
-		res, err := f.propose(&pb.Op{Op: &pb.Op_RepairState{RepairState: &pb.RepairState{Checked: found.index, After: after, Fixes: part}}})
+		res, err := f.propose(&pb.Op{Op: &pb.Op_RepairState{RepairState: repairOf(found.index, after, part)}})
 		if err != nil {
 			return changed, fmt.Errorf("the repair was not finished: %w", err)
 		}
@@ -82,6 +82,12 @@ func (f *fsck) apply(found inspection) (changed bool, err error) {
 		f.l.repair.Changed()
 	}
 	return changed, nil
+}
+
+// repairOf makes a command of a check's fixes.
+func repairOf(checked, after uint64, fixes []*pb.StateFix) *pb.RepairState {
+	return &pb.RepairState{Checked: checked, After: after, Fixes: fixes,
+		Spare: slices.ContainsFunc(fixes, func(f *pb.StateFix) bool { return f.Kind == pb.StateFix_CHUNK })}
 }
 
 // propose has a command applied once no client can use a value that it makes old.

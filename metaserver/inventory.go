@@ -128,10 +128,11 @@ func (h *heartbeats) judge() error {
 	h.l.live.SetInventory(h.id, liveInventory(inv))
 	h.report(inv, proven)
 	slices.Sort(proven)
-	if err := h.l.lost(h.id, inv.bad, true); err != nil {
-		return err
+	short := map[chunk.ID]uint64{}
+	for _, id := range proven {
+		short[id] = missing[id]
 	}
-	if err := h.l.lost(h.id, proven, false); err != nil {
+	if err := h.l.lost(h.id, inv.bad, short); err != nil {
 		return err
 	}
 	h.l.audited(h.id, inv.began, len(missing)-len(proven), &audit{shards: len(inv.good), missing: proven, bad: inv.bad, kept: kept, foreign: inv.foreign, first: inv.first})

@@ -53,7 +53,7 @@ type leader struct {
 	beats map[chunk.ServerID]*heartbeats // the stream of each chunk server
 	// checks are shards that servers are to look at; scrubs is how far they are with the full scrub of that number.
 	checks    map[chunk.ServerID][]uint64
-	doubts    map[placed]struct{} // shards found damaged that the state may count as whole yet, see lost
+	doubts    map[placed]uint64 // shards that the state may count as whole yet although they are not, see lost
 	scrubs    map[chunk.ServerID]*pb.ScrubProgress
 	scrubPass uint64
 	audits    map[chunk.ServerID]*auditing
@@ -97,7 +97,7 @@ func (s *Server) promote(ctx context.Context) *leader {
 		s: s, log: s.log, term: s.node.Term(), since: time.Now(), done: make(chan struct{}),
 		table: lease.New(lease.Config{Lease: s.cfg.LeaseTTL, Margin: s.cfg.LeaseMargin, Session: s.cfg.SessionTTL}),
 		live:  liveness.New(liveness.Config{SuspectAfter: s.cfg.SuspectAfter, DeadAfter: s.cfg.DeadAfter}),
-		beats: map[chunk.ServerID]*heartbeats{}, checks: map[chunk.ServerID][]uint64{}, doubts: map[placed]struct{}{}, scrubs: map[chunk.ServerID]*pb.ScrubProgress{},
+		beats: map[chunk.ServerID]*heartbeats{}, checks: map[chunk.ServerID][]uint64{}, doubts: map[placed]uint64{}, scrubs: map[chunk.ServerID]*pb.ScrubProgress{},
 		audits: map[chunk.ServerID]*auditing{},
 	}
 	l.repair = repair.New(repairCluster{l}, repair.Config{Logger: s.log, SuspectAfter: s.cfg.SuspectAfter})

@@ -180,7 +180,7 @@ func (h *heartbeats) handle(req *pb.HeartbeatRequest) error {
 	}
 	if n := len(req.Corrupt); n > 0 {
 		h.l.log.Error("a chunk server found shards of chunks damaged or missing; they are made anew", "server", h.id, "count", n, "first", chunk.ID(req.Corrupt[0]))
-		if err := h.l.lost(h.id, ids(req.Corrupt), true); err != nil {
+		if err := h.l.lost(h.id, ids(req.Corrupt), nil); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package metaserver
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -91,23 +92,27 @@ func (l *leader) takeChecks(server chunk.ServerID) []uint64 {
 	return ids[:n]
 }
 
-// lost records that a server has found shards damaged, or else that they are missing or too short, and has them made anew. Where
-// the state does not count a shard as whole now but may do so soon, as somebody writes the chunk, or the shard is on its way there,
-// that is remembered.
-func (l *leader) lost(server chunk.ServerID, stored []chunk.ID, damaged bool) error {
-	var ids []uint64
-	var doubts []placed
+// lost records that a server has found shards damaged, or that it lacks some or has them shorter than the given length, and has them
+// made anew. Where a shard may be counted as whole later, as somebody writes the chunk, or the shard is on its way there, that is
+// remembered.
+func (l *leader) lost(server chunk.ServerID, bad []chunk.ID, short map[chunk.ID]uint64) error {
+	var damaged, lacking []uint64
+	doubts := map[placed]uint64{}
 	if err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
-		for _, id := range stored {
+		for _, id := range slices.Concat(bad, slices.Sorted(maps.Keys(short))) {
 			c, ok := namespace.Chunk(r, id.Chunk())
 			if !ok {
 				continue
 			}
-			if matters(c, server, id, damaged) {
-				ids = append(ids, uint64(id))
+			lacks := short[id]
+			switch {
+			case lacks > 0 && counts(c, server, id):
+				lacking = append(lacking, uint64(id))
+			case lacks == 0 && (counts(c, server, id) || c.Owner != 0 && mayCount(c, server, id)):
+				damaged = append(damaged, uint64(id)) // one that is written now would count with the next commit
 			}
-			if mayCount(c, server, id) {
-				doubts = append(doubts, placed{server, id})
+			if lacks > 0 && c.Owner != 0 || lacks == 0 && mayCount(c, server, id) {
+				doubts[placed{server, id}] = lacks
 			}
 		}
 		return nil
@@ -115,12 +120,17 @@ func (l *leader) lost(server chunk.ServerID, stored []chunk.ID, damaged bool) er
 		return err
 	}
 	l.mu.Lock()
-	for _, p := range doubts {
+	for p, length := range doubts {
 		if len(l.doubts) < maxDoubts { // of the others the next inventory tells
-			l.doubts[p] = struct{}{}
+			l.doubts[p] = length
 		}
 	}
 	l.mu.Unlock()
+	return errors.Join(l.lose(server, damaged, true), l.lose(server, lacking, false))
+}
+
+// lose records that shards are damaged, or else that they are missing or too short.
+func (l *leader) lose(server chunk.ServerID, ids []uint64, damaged bool) error {
 	for batch := range slices.Chunk(ids, maxLose) {
 		op := &pb.LoseShards{Server: uint32(server), Stored: batch, Damaged: damaged}
 		if _, err := l.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: op}}); err != nil {
@@ -131,12 +141,6 @@ func (l *leader) lost(server chunk.ServerID, stored []chunk.ID, damaged bool) er
 		l.repair.Changed()
 	}
 	return nil
-}
-
-// matters tells whether it changes anything that a shard is not whole on a server: it counts there, or will with the next commit.
-func matters(c *namespace.ChunkRecord, server chunk.ServerID, id chunk.ID, damaged bool) bool {
-	shard := c.ShardOn(server)
-	return shard >= 0 && c.Stored(shard) == id && (c.Holds(shard) || damaged && c.Owner != 0)
 }
 
 // scrubbed takes how far a server's scrub is. A new leader learns so of a pass that the one before asked for.
@@ -182,27 +186,38 @@ func counts(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bo
 	return shard >= 0 && c.Holds(shard) && c.Stored(shard) == stored
 }
 
-// mayCount tells whether a shard may be counted as whole on a server by a command that knows nothing of what that found.
-func mayCount(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bool {
-	return c.Keeper() != 0 && c.BelongsOn(server, stored) ||
-		slices.ContainsFunc(c.Moves, func(m namespace.Move) bool { return m.Server == server && c.Stored(m.Shard) == stored })
+// moving tells whether a shard is being made on a server.
+func moving(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bool {
+	return slices.ContainsFunc(c.Moves, func(m namespace.Move) bool { return m.Server == server && c.Stored(m.Shard) == stored })
 }
 
-// settleDoubts has servers look again at shards that they found damaged and that have come to count as whole since. It forgets those
-// that never will.
+// mayCount tells whether a shard may be counted as whole on a server by a command that knows nothing of what that found.
+func mayCount(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) bool {
+	return c.Keeper() != 0 && c.BelongsOn(server, stored) || moving(c, server, stored)
+}
+
+// settleDoubts sees to shards that have come to count as whole since they were found not to be: those that were too short are for
+// certain, and servers look again at those that were damaged. It forgets those that will never count, or are made anew.
 func (l *leader) settleDoubts() error {
 	l.mu.Lock()
-	doubts := slices.Collect(maps.Keys(l.doubts))
+	doubts := maps.Clone(l.doubts)
 	l.mu.Unlock()
-	var count, over []placed
-	for part := range slices.Chunk(doubts, chunksPerView) {
+	var check, short, over []placed
+	for part := range slices.Chunk(slices.Collect(maps.Keys(doubts)), chunksPerView) {
 		if err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
 			for _, p := range part {
 				c, ok := namespace.Chunk(r, p.stored.Chunk())
+				lacks := doubts[p]
 				switch {
-				case ok && counts(c, p.server, p.stored):
-					count = append(count, p)
-				case !ok || !mayCount(c, p.server, p.stored):
+				case !ok || lacks > 0 && (moving(c, p.server, p.stored) || c.Layout.ShardLength(c.Length) < lacks):
+					over = append(over, p)
+				case counts(c, p.server, p.stored) && lacks > 0:
+					if short = append(short, p); c.Owner == 0 { // from now on it counts only once it is made anew
+						over = append(over, p)
+					}
+				case counts(c, p.server, p.stored):
+					check = append(check, p)
+				case !mayCount(c, p.server, p.stored):
 					over = append(over, p)
 				}
 			}
@@ -211,12 +226,17 @@ func (l *leader) settleDoubts() error {
 			return err
 		}
 	}
+	for _, p := range short {
+		if err := l.lose(p.server, []uint64{uint64(p.stored)}, false); err != nil {
+			return err
+		}
+	}
 	l.mu.Lock()
-	for _, p := range slices.Concat(count, over) {
+	for _, p := range slices.Concat(check, over) {
 		delete(l.doubts, p)
 	}
 	l.mu.Unlock()
-	for _, p := range count {
+	for _, p := range check {
 		l.check(p.server, p.stored)
 	}
 	return nil

@@ -44,7 +44,7 @@ func TestScrubRepairsAllDamage(t *testing.T) {
 }
 
 func scrubRepairs(t *testing.T, policy string) {
-	sessions, damages := 12, 30
+	sessions, damages := 12, 24
 	if long() {
 		sessions, damages = 120, 200
 	}
@@ -153,37 +153,39 @@ func readAlways(t *testing.T, dir string, want map[string][]byte, stop <-chan st
 	}
 }
 
-// damagedByte is one that was changed in a chunk file.
-type damagedByte struct {
-	at  int64
-	was byte
+// damagedFile is a chunk file of which a byte was changed.
+type damagedFile struct {
+	info os.FileInfo
+	at   int64
+	was  byte
 }
 
-// repaired tells whether the byte is right again, or the file gone.
-func (d damagedByte) repaired(path string) error {
-	f, err := os.Open(path)
-	if os.IsNotExist(err) {
+// repaired tells whether the file is gone, another, or right again.
+func (d damagedFile) repaired(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case os.IsNotExist(err):
+		return nil
+	case err != nil:
+		return err
+	case !os.SameFile(info, d.info):
 		return nil
 	}
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }() // only read
-	var b [1]byte
-	if _, err := f.ReadAt(b[:], d.at); err != nil {
-		return err
-	}
-	if b[0] != d.was {
-		return fmt.Errorf("the byte at %d is %#x, was %#x", d.at, b[0], d.was)
+	if int64(len(data)) <= d.at || data[d.at] != d.was {
+		return fmt.Errorf("the byte at %d is still damaged", d.at)
 	}
 	return nil
 }
 
 // damage changes a byte in every 64 KiB of all chunk files of the first server, and one byte in each of n chunk files of others,
 // so that no chunk has more than two bad shards. It returns one byte of each.
-func (c *processes) damage(rnd *rand.Rand, n int) map[string]damagedByte {
+func (c *processes) damage(rnd *rand.Rand, n int) map[string]damagedFile {
 	c.t.Helper()
-	out, bad := map[string]damagedByte{}, map[uint64]int{}
+	out, bad := map[string]damagedFile{}, map[uint64]int{}
 	var others []string
 	for i := range c.chunks {
 		for _, path := range chunkFiles(c.t, c.chunkDir(i)) {
@@ -241,24 +243,26 @@ func chunkOf(t testing.TB, path string) uint64 {
 	return uint64(chunk.ID(id).Chunk())
 }
 
-func flipOne(t testing.TB, path string, rnd *rand.Rand) damagedByte {
+func size(t testing.TB, path string) int64 {
 	t.Helper()
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return flipAt(t, path, rnd.Int64N(info.Size()), rnd)
+	return info.Size()
+}
+
+func flipOne(t testing.TB, path string, rnd *rand.Rand) damagedFile {
+	t.Helper()
+	return flipAt(t, path, rnd.Int64N(size(t, path)), rnd)
 }
 
 // flipAll changes a byte in every 64 KiB and returns the first.
-func flipAll(t testing.TB, path string, rnd *rand.Rand) (first damagedByte) {
+func flipAll(t testing.TB, path string, rnd *rand.Rand) (first damagedFile) {
 	t.Helper()
-	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for at := int64(0); at < info.Size(); at += 64 << 10 {
-		d := flipAt(t, path, at+rnd.Int64N(min(64<<10, info.Size()-at)), rnd)
+	size := size(t, path)
+	for at := int64(0); at < size; at += 64 << 10 {
+		d := flipAt(t, path, at+rnd.Int64N(min(64<<10, size-at)), rnd)
 		if at == 0 {
 			first = d
 		}
@@ -266,7 +270,7 @@ func flipAll(t testing.TB, path string, rnd *rand.Rand) (first damagedByte) {
 	return first
 }
 
-func flipAt(t testing.TB, path string, at int64, rnd *rand.Rand) damagedByte {
+func flipAt(t testing.TB, path string, at int64, rnd *rand.Rand) damagedFile {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -277,7 +281,11 @@ func flipAt(t testing.TB, path string, at int64, rnd *rand.Rand) damagedByte {
 	if _, err := f.ReadAt(b[:], at); err != nil {
 		t.Fatal(err)
 	}
-	d := damagedByte{at, b[0]}
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := damagedFile{info, at, b[0]}
 	b[0] ^= byte(1 + rnd.IntN(255))
 	if _, err := f.WriteAt(b[:], at); err != nil {
 		t.Fatal(err)

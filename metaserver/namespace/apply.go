@@ -19,7 +19,12 @@ const CommandVersion = 3
 // else go on with another state than its peers: so a command says no higher number than it needs.
 func VersionOf(op *pb.Op) uint32 {
 	switch op := op.GetOp().(type) {
-	case *pb.Op_RepairState, *pb.Op_StartRewrite, *pb.Op_FinishRewrite, *pb.Op_DropRewrites:
+	case *pb.Op_StartRewrite, *pb.Op_FinishRewrite, *pb.Op_DropRewrites:
+		return 2
+	case *pb.Op_RepairState:
+		if op.RepairState.GetSpare() {
+			return 3
+		}
 		return 2
 	case *pb.Op_StartMoves:
 		if op.StartMoves.GetKeep() {

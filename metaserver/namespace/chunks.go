@@ -318,7 +318,7 @@ func (x *tx) sealChunks(op *pb.SealChunks) (*pb.Result, error) {
 		if c.Writer == x.session { // repair sealed it
 			c.Writer = 0
 		}
-		if cc.Cut && (c.before.Owner == 0 || c.before.Owner == x.session) {
+		if keeper := c.before.Keeper(); cc.Cut && (keeper == 0 || keeper == x.session) {
 			if err := c.cut(cc); err != nil {
 				return nil, err
 			}

@@ -75,7 +75,7 @@ func TestSealedByRepair(t *testing.T) {
 			w.want(0, w.own(&pb.Op{Op: &pb.Op_FinishMoves{FinishMoves: &pb.FinishMoves{Done: []*pb.Move{{Chunk: uint64(w.id), Shard: 1, Server: 4}}}}}))
 			mine, seq := w.session, w.seq
 			w.session, w.seq = w.open(2), 0
-			w.want(0, w.do(root, opSeal(&pb.ChunkCommit{Chunk: uint64(w.id)}, &pb.ChunkCommit{Chunk: uint64(w.id), Length: 100, Cut: true})))
+			w.want(0, w.do(root, opSeal(&pb.ChunkCommit{Chunk: uint64(w.id)}, &pb.ChunkCommit{Chunk: uint64(w.id), Cut: true, Servers: w.servers})))
 			w.session, w.seq = mine, seq
 			w.there(true)
 			// No more of it is committed.

@@ -192,6 +192,28 @@ func TestRepairKeepsWhatIsNeeded(t *testing.T) {
 		t.Errorf("the chunk is %v, %v", c, ok)
 	}
 	w.s.settle(t)
+	// Where too few shards of a chunk are whole, the others may be all that is left of it.
+	w = newSample(t)
+	lose := func(server uint32) {
+		w.want(0, w.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: &pb.LoseShards{Server: server, Stored: []uint64{uint64(w.owned)}}}}))
+	}
+	lose(1)
+	lose(2)
+	lose(3)
+	w.s.editChunk(w.owned, func(c *ChunkRecord) { c.Owner = 77 })
+	w.s.del(bOwned, key16(w.session, uint64(w.owned)))
+	op := opRepair(w.index, 0, &pb.StateFix{Kind: pb.StateFix_CHUNK, Id: uint64(w.owned)})
+	op.GetRepairState().Spare = true
+	if v := VersionOf(op); v != 3 {
+		t.Errorf("the command has version %d", v)
+	}
+	w.want(0, w.repair(op))
+	for server := range chunk.ServerID(3) {
+		if !HasCopy(w.s, server+1, w.owned) {
+			t.Errorf("server %d has to delete what it has of the chunk", server+1)
+		}
+	}
+	w.s.settle(t)
 	// Server 4 is not registered, but known by its uuid: it may come back.
 	w = newSample(t)
 	w.s.del(bServer, serverKey(4))

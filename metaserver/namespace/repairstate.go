@@ -34,7 +34,7 @@ func (x *tx) repairState(op *pb.RepairState) (*pb.Result, error) {
 	changed := false
 	count := recount{x: x, left: maxRecounted}
 	for _, fix := range op.Fixes {
-		changed = x.fix(fix, &count) || changed
+		changed = x.fix(fix, op.Spare, &count) || changed
 	}
 	if !changed {
 		return &pb.Result{Mismatch: true}, nil
@@ -58,7 +58,7 @@ func lastRepair(x *tx) (uint64, error) {
 }
 
 // fix puts one thing right. It tells whether that changed anything, and does nothing by halves.
-func (x *tx) fix(f *pb.StateFix, count *recount) bool {
+func (x *tx) fix(f *pb.StateFix, spare bool, count *recount) bool {
 	switch f.GetKind() {
 	case pb.StateFix_ADD:
 		return x.fixSum(f, count)
@@ -69,7 +69,7 @@ func (x *tx) fix(f *pb.StateFix, count *recount) bool {
 	case pb.StateFix_PARENT:
 		return x.fixParent(f)
 	case pb.StateFix_CHUNK:
-		return x.fixChunk(chunk.ID(f.Id))
+		return x.fixChunk(chunk.ID(f.Id), spare)
 	case pb.StateFix_GARBAGE:
 		return x.fixGarbage(chunk.ID(f.Id))
 	case pb.StateFix_INDEX:
@@ -161,7 +161,7 @@ func (x *tx) fixNext(f *pb.StateFix) bool {
 
 // fixChunk ends moves that cannot be, and seals, or keeps no more, a chunk whose writer is gone without a trace. The chunk stays, whatever its
 // record says of its live bytes.
-func (x *tx) fixChunk(id chunk.ID) bool {
+func (x *tx) fixChunk(id chunk.ID, spare bool) bool {
 	c, err := getChunk(x, id)
 	if err != nil || c == nil {
 		return false
@@ -172,7 +172,7 @@ func (x *tx) fixChunk(id chunk.ID) bool {
 		c.Owner = 0
 		changed = true
 		for shard, s := range c.Servers {
-			if s != 0 && !c.Holds(shard) {
+			if s != 0 && !c.Holds(shard) && !(spare && c.Holders() < c.Layout.Data) { // see disown
 				c.Servers[shard] = 0
 				x.dropUnless(c, s, c.Stored(shard))
 			}

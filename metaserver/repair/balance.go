@@ -67,7 +67,7 @@ func (e *Engine) uneven(now time.Time) (over, under []share) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sheds = slices.DeleteFunc(e.sheds, func(s shed) bool { return now.After(s.until) })
-	if now.Sub(e.balanced) < balanceEvery || !e.queue.empty() || len(e.moves) >= balanceMoves || e.found.drains > 0 {
+	if now.Sub(e.balanced) < balanceEvery || !e.queue.empty() || e.underWay() >= balanceMoves || e.found.drains > 0 {
 		return nil, nil
 	}
 	e.balanced = now

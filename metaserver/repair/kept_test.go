@@ -84,6 +84,9 @@ func TestDrainWaitsForWriters(t *testing.T) {
 			if n := w.e.Waiting(from); n != 1 {
 				t.Errorf("%d shards wait for their writers", n)
 			}
+			if n := w.e.Stats().Moving; n != 0 {
+				t.Errorf("%d moves are under way", n)
+			}
 			end(w, drained)
 			for range 2 {
 				w.step()

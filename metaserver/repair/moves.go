@@ -270,6 +270,17 @@ func (e *Engine) resume() error {
 	return nil
 }
 
+// underWay is how many moves there are but those that wait for writers. e.mu is held.
+func (e *Engine) underWay() int {
+	n := len(e.moves)
+	for _, m := range e.moves {
+		if m.waits {
+			n--
+		}
+	}
+	return n
+}
+
 // proceed has a move that waited be one that is under way. e.mu is held.
 func (e *Engine) proceed(m *move) {
 	m.waits = false

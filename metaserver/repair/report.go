@@ -53,7 +53,7 @@ func (e *Engine) Report() *pb.Redundancy {
 	f := &e.found
 	r := &pb.Redundancy{
 		Known: e.settled, Degraded: f.degraded, Endangered: f.endangered, Unreadable: f.unreadable, Drains: f.drains,
-		Moving: uint64(len(e.moves)), BytesLeft: f.bytes, BytesPerSecond: e.rate.perSecond(now), HeldBack: e.heldBack,
+		Moving: uint64(e.underWay()), BytesLeft: f.bytes, BytesPerSecond: e.rate.perSecond(now), HeldBack: e.heldBack,
 		Misplaced: e.excess,
 	}
 	if bad := f.degraded + f.endangered + f.unreadable; f.chunks > bad {
@@ -171,5 +171,5 @@ type Stats struct {
 func (e *Engine) Stats() Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return Stats{e.copied.done, e.copied.failed, e.copied.bytes, len(e.moves)}
+	return Stats{e.copied.done, e.copied.failed, e.copied.bytes, e.underWay()}
 }

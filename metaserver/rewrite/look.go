@@ -122,6 +122,7 @@ func (e *Engine) worth(g *garbage, now time.Time) bool {
 // survey looks at all chunks.
 func (e *Engine) survey(ctx context.Context) (garbage, error) {
 	var g garbage
+	readable := newReadable(e.cluster.Servers())
 	for from, more := chunk.ID(0), true; more; {
 		if err := ctx.Err(); err != nil {
 			return g, err
@@ -137,7 +138,7 @@ func (e *Engine) survey(ctx context.Context) (garbage, error) {
 					from, more = c.ID, true
 					return false
 				}
-				g.add(c, e.cfg.LivePercent)
+				g.add(c, e.cfg.LivePercent, readable)
 				return true
 			})
 			return nil
@@ -149,14 +150,15 @@ func (e *Engine) survey(ctx context.Context) (garbage, error) {
 	return g, nil
 }
 
-func (g *garbage) add(c *namespace.ChunkRecord, livePercent int) {
+// add counts a chunk. One that cannot be read now is not chosen: with what it is to be joined with it would be left as it is.
+func (g *garbage) add(c *namespace.ChunkRecord, livePercent int, readable *readable) {
 	if c.Keeper() != 0 || c.Length == 0 || c.Live > c.Length { // one that is kept would give nothing back yet
 		return
 	}
 	dead := c.Length - c.Live
 	g.total += c.Length
 	g.dead += dead
-	if c.Live*100 >= c.Length*uint64(livePercent) || c.Holders() < c.Layout.Data {
+	if c.Live*100 >= c.Length*uint64(livePercent) || !readable.can(c) {
 		return
 	}
 	list := &g.chosen

@@ -178,12 +178,15 @@ func (v *readable) sealed(r kv.Reader, id chunk.ID) *namespace.ChunkRecord {
 		clear(v.known)
 	}
 	c, ok := namespace.Chunk(r, id)
-	if ok && c.Owner == 0 {
-		if _, alive := source(c, v.servers); alive >= c.Layout.Data {
-			v.known[id] = c
-			return c
-		}
+	if !ok || c.Owner != 0 || !v.can(c) {
+		c = nil
 	}
-	v.known[id] = nil
-	return nil
+	v.known[id] = c
+	return c
+}
+
+// can tells whether enough shards of a chunk are on servers that are up.
+func (v *readable) can(c *namespace.ChunkRecord) bool {
+	_, alive := source(c, v.servers)
+	return alive >= c.Layout.Data
 }

@@ -3615,12 +3615,15 @@ func (x *RemoveServer) GetServer() uint32 {
 }
 
 // RepairState puts right what a check of the state found, as far as it follows from the rest of the state. EINVAL, and nothing is
-// changed: the state was repaired since it was checked. Commands with this operation have version 2.
+// changed: the state was repaired since it was checked. Commands with this operation have at least version 2.
 type RepairState struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Checked       uint64                 `protobuf:"varint,1,opt,name=checked,proto3" json:"checked,omitempty"` // log index of the state that was checked
-	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`     // log index of the command that repaired another part of what that check found; 0: this is the first
-	Fixes         []*StateFix            `protobuf:"bytes,3,rep,name=fixes,proto3" json:"fixes,omitempty"`      // at most 1024
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Checked uint64                 `protobuf:"varint,1,opt,name=checked,proto3" json:"checked,omitempty"` // log index of the state that was checked
+	After   uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`     // log index of the command that repaired another part of what that check found; 0: this is the first
+	Fixes   []*StateFix            `protobuf:"bytes,3,rep,name=fixes,proto3" json:"fixes,omitempty"`      // at most 1024
+	// A chunk that this seals, as its owner does not exist, keeps what there is of shards that are not whole where too few are whole
+	// without them. Commands that say so have version 3.
+	Spare         bool `protobuf:"varint,4,opt,name=spare,proto3" json:"spare,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3674,6 +3677,13 @@ func (x *RepairState) GetFixes() []*StateFix {
 		return x.Fixes
 	}
 	return nil
+}
+
+func (x *RepairState) GetSpare() bool {
+	if x != nil {
+		return x.Spare
+	}
+	return false
 }
 
 // StateFix is something to be put right. Each is looked at again when it is applied, and left out where the state does not need
@@ -7134,11 +7144,12 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x1a\n" +
 	"\bdraining\x18\x02 \x01(\bR\bdraining\"&\n" +
 	"\fRemoveServer\x12\x16\n" +
-	"\x06server\x18\x01 \x01(\rR\x06server\"g\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\"}\n" +
 	"\vRepairState\x12\x18\n" +
 	"\achecked\x18\x01 \x01(\x04R\achecked\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\x04R\x05after\x12(\n" +
-	"\x05fixes\x18\x03 \x03(\v2\x12.shoal.v1.StateFixR\x05fixes\"\xf3\x04\n" +
+	"\x05fixes\x18\x03 \x03(\v2\x12.shoal.v1.StateFixR\x05fixes\x12\x14\n" +
+	"\x05spare\x18\x04 \x01(\bR\x05spare\"\xf3\x04\n" +
 	"\bStateFix\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.shoal.v1.StateFix.KindR\x04kind\x12\x16\n" +
 	"\x06bucket\x18\x02 \x01(\rR\x06bucket\x12\x10\n" +
