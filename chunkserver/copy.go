@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc/mem"
 
@@ -18,6 +19,9 @@ const (
 	copyAhead = 3
 	// decodeMemory bounds what is fetched to compute one frame of a shard, in bytes, as far as cells allow.
 	decodeMemory = 2 << 20
+	// stoppedPoll is how often, and stoppedPolls how many times, a copy looks whether the chunk's writer has gone, which was stopped.
+	stoppedPoll  = 20 * time.Millisecond
+	stoppedPolls = 250
 	// narrowCell is the cell below which a data shard is cut out of all of the chunk instead of being read cell by cell.
 	narrowCell = chunk.ChecksumBlock
 )
@@ -290,6 +294,9 @@ func (s *Server) present(ctx context.Context, id chunk.ID, length uint64) (bool,
 		return false, nil
 	}
 	h, ok := d.Held(id)
+	for n := 0; h.Writing && h.Bad && n < stoppedPolls && wait(ctx, stoppedPoll); n++ { // its writer was stopped, and is about to go
+		h, ok = d.Held(id)
+	}
 	switch {
 	case ok && h.Writing:
 		return false, fmt.Errorf("copy of chunk %v: %w", id, disk.ErrWriting)

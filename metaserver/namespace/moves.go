@@ -136,6 +136,7 @@ func (x *tx) loseShards(op *pb.LoseShards) (*pb.Result, error) {
 			// As it is with StartMoves. Nothing committed: its writer has it all. Too little left: its writer may have more of it.
 			if op.Damaged && (c.Length == 0 || c.Holders() >= c.Layout.Data) {
 				c.Owner = 0
+				c.keep |= 1 << shard
 			}
 		}
 	}
