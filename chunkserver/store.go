@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/shoalfs/shoalfs/chunkserver/disk"
@@ -115,6 +116,9 @@ func (s *store) create(id chunk.ID) (*disk.Writer, error) {
 	return best.Create(id)
 }
 
+// hangs says whether a disk does not answer while there are others that may.
+func (s *store) hangs(d *disk.Disk) bool { return len(s.disks) > 1 && d.Stalled() }
+
 // roomiest is the working disk with most free space, nil if none works. One that does not answer is the last choice.
 func (s *store) roomiest() (best *disk.Disk) {
 	var most uint64
@@ -129,14 +133,15 @@ func (s *store) roomiest() (best *disk.Disk) {
 }
 
 // copy begins a copy of a chunk: on the disk that has it already, as something to be replaced, if that works and has room, else
-// where most space is.
-func (s *store) copy(id chunk.ID, length uint64) (*disk.Copy, error) {
+// where most space is. at says which disk that is.
+func (s *store) copy(id chunk.ID, length uint64, at *atomic.Pointer[disk.Disk]) (*disk.Copy, error) {
 	for _, d := range s.disks {
 		if h, _ := d.Held(id); h.Writing {
 			return nil, fmt.Errorf("copy of chunk %v: %w", id, disk.ErrWriting)
 		}
 	}
-	if d := s.find(id); d != nil && d.Err() == nil {
+	if d := s.find(id); d != nil && d.Err() == nil && !d.Stalled() {
+		at.Store(d)
 		if c, err := d.Copy(id, length); err == nil || !errors.Is(err, disk.ErrFull) && !errors.Is(err, disk.ErrFailed) {
 			return c, err
 		}
@@ -145,6 +150,7 @@ func (s *store) copy(id chunk.ID, length uint64) (*disk.Copy, error) {
 	if best == nil {
 		return nil, fmt.Errorf("copy of chunk %v: no disk works: %w", id, disk.ErrFailed)
 	}
+	at.Store(best)
 	return best.Copy(id, length)
 }
 
@@ -178,7 +184,7 @@ func (s *store) good(id chunk.ID) bool {
 	return false
 }
 
-// supersede removes a chunk from all disks but the one where it was made anew. A disk that cannot do so has it forgotten: it
+// supersede removes a chunk from all disks but the one where it was made anew. A disk that cannot do so, or hangs, has it forgotten: it
 // comes back when the directory is next opened, and find knows which of the two is meant.
 func (s *store) supersede(id chunk.ID, by *disk.Disk) error {
 	var errs []error
@@ -186,9 +192,9 @@ func (s *store) supersede(id chunk.ID, by *disk.Disk) error {
 		if d == by || !d.Has(id) {
 			continue
 		}
-		err := d.Delete(id)
-		if err == nil {
-			err = d.SyncDeletions([]chunk.ID{id})
+		err := fmt.Errorf("data directory %s hangs", d.Path())
+		if !d.Stalled() {
+			err = errors.Join(d.Delete(id), d.SyncDeletions([]chunk.ID{id}))
 		}
 		if err != nil {
 			d.Forget(id)
