@@ -249,7 +249,7 @@ func (s *Server) runCopy(ctx context.Context, j *copyJob) {
 		result.Error = err.Error()
 	default:
 		s.log.Warn("a copy of a chunk could not be made; the metaserver decides what next", "chunk", j.id, "err", err)
-		result.Error = err.Error()[:min(len(err.Error()), maxCopyError)]
+		result.Error = text(err.Error()[:min(len(err.Error()), maxCopyError)])
 	}
 	s.metrics.copied(n, err)
 	s.copies.finish(j, result)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 
@@ -228,19 +229,22 @@ func (s *store) list() []disk.Report {
 	return slices.CompactFunc(all, func(a, b disk.Report) bool { return a.ID == b.ID })
 }
 
+// text makes something that may name a path fit for a message: paths may be any bytes, and what is not UTF-8 cannot be sent.
+func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
 // infos describes every data directory, those that could not be opened too. It waits for no disk.
 func (s *store) infos() []*pb.DiskInfo {
 	infos := make([]*pb.DiskInfo, 0, len(s.slots))
 	for _, sl := range s.slots {
 		if sl.disk == nil {
-			infos = append(infos, &pb.DiskInfo{Path: sl.path, Error: sl.err.Error()})
+			infos = append(infos, &pb.DiskInfo{Path: text(sl.path), Error: text(sl.err.Error())})
 			continue
 		}
 		st := sl.disk.Stats()
-		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: st.Path, Filesystem: st.Filesystem, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks),
+		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: text(st.Path), Filesystem: st.Filesystem, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks),
 			Used: st.Used, WriteNs: uint64(st.WriteTime), ReadNs: uint64(st.ReadTime)}
 		if st.Err != nil {
-			info.Error, info.Free = st.Err.Error(), 0
+			info.Error, info.Free = text(st.Err.Error()), 0
 		}
 		infos = append(infos, info)
 	}
