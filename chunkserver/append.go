@@ -226,9 +226,15 @@ func (a *appender) next(wait bool) (incoming, bool) {
 			return incoming{}, false
 		}
 	}
+	var stopped <-chan struct{}
+	if a.w != nil {
+		stopped = a.w.Stopped()
+	}
 	select {
 	case in := <-a.queue:
 		return in, true
+	case <-stopped: // the client should go on elsewhere, the sooner the better
+		return incoming{err: a.w.Err()}, true
 	case <-a.stream.Context().Done():
 		return incoming{err: a.stream.Context().Err()}, true
 	}

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
+	"github.com/shoalfs/shoalfs/chunkserver/disk"
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
@@ -15,6 +18,8 @@ const (
 	maxCopies = 4096
 	// copiesAtOnce is how many are made at the same time.
 	copiesAtOnce = 4
+	// stuckPoll is how often a copy is looked after, whether its disk hangs.
+	stuckPoll = time.Second
 	// copiedPage is how many are reported in one heartbeat.
 	copiedPage = 1024
 	// maxCopyError bounds the error of a report, in bytes.
@@ -44,7 +49,8 @@ type copyJob struct {
 
 	// since it runs
 	cancel context.CancelCauseFunc
-	ended  bool // its result is there
+	ended  bool                      // its result is there
+	disk   atomic.Pointer[disk.Disk] // the one that it has to wait for, as far as that is known
 }
 
 func newCopies(deleted func(chunk.ID) bool) *copies {
@@ -200,16 +206,35 @@ func (s *Server) runCopies(ctx context.Context) error {
 				return nil
 			}
 		}
+		free := sync.OnceFunc(func() { <-slots })
+		jctx, over := context.WithCancel(jctx)
 		running.Go(func() {
+			defer over()
 			s.runCopy(jctx, j)
-			<-slots
+			free()
+		})
+		running.Go(func() {
+			if j.stuck(jctx, s.store) {
+				free()
+			}
 		})
 	}
 }
 
+// stuck waits until the disk hangs that a job waits for while there are others, so that what they are to have gets its place, or
+// until ctx ends.
+func (j *copyJob) stuck(ctx context.Context, s *store) bool {
+	for wait(ctx, stuckPoll) {
+		if d := j.disk.Load(); d != nil && s.hangs(d) {
+			return true
+		}
+	}
+	return false
+}
+
 // runCopy does one order and notes what came of it.
 func (s *Server) runCopy(ctx context.Context, j *copyJob) {
-	n, err := s.makeCopy(ctx, j.order)
+	n, err := s.makeCopy(ctx, j.order, &j.disk)
 	if err != nil && ctx.Err() != nil {
 		if err = context.Cause(ctx); !errors.Is(err, errDeleted) {
 			s.copies.finish(j, nil) // the server stops
@@ -224,7 +249,7 @@ func (s *Server) runCopy(ctx context.Context, j *copyJob) {
 		result.Error = err.Error()
 	default:
 		s.log.Warn("a copy of a chunk could not be made; the metaserver decides what next", "chunk", j.id, "err", err)
-		result.Error = err.Error()[:min(len(err.Error()), maxCopyError)]
+		result.Error = text(err.Error()[:min(len(err.Error()), maxCopyError)])
 	}
 	s.metrics.copied(n, err)
 	s.copies.finish(j, result)

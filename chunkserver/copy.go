@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/mem"
 
@@ -18,6 +20,9 @@ const (
 	copyAhead = 3
 	// decodeMemory bounds what is fetched to compute one frame of a shard, in bytes, as far as cells allow.
 	decodeMemory = 2 << 20
+	// stoppedPoll is how often, and stoppedPolls how many times, a copy looks whether the chunk's writer has gone, which was stopped.
+	stoppedPoll  = 20 * time.Millisecond
+	stoppedPolls = 250
 	// narrowCell is the cell below which a data shard is cut out of all of the chunk instead of being read cell by cell.
 	narrowCell = chunk.ChecksumBlock
 )
@@ -254,16 +259,17 @@ func (p *shardPlan) convert(ctx context.Context, dst []byte, off uint64) error {
 	return nil
 }
 
-// makeCopy makes a shard as ordered and keeps it durably. It returns the bytes written, 0 where it was here already.
-func (s *Server) makeCopy(ctx context.Context, o *pb.CopyOrder) (uint64, error) {
+// makeCopy makes a shard as ordered and keeps it durably. It returns the bytes written, 0 where it was here already. at says
+// which disk it waits for.
+func (s *Server) makeCopy(ctx context.Context, o *pb.CopyOrder, at *atomic.Pointer[disk.Disk]) (uint64, error) {
 	p, err := s.plan(o)
 	if err != nil {
 		return 0, fmt.Errorf("order of chunk %v: %w", chunk.ID(o.Stored), err)
 	}
-	if here, err := s.present(ctx, p.id, p.length); here || err != nil {
+	if here, err := s.present(ctx, p.id, p.length, at); here || err != nil {
 		return 0, err
 	}
-	c, err := s.store.copy(p.id, p.length)
+	c, err := s.store.copy(p.id, p.length, at)
 	if err != nil {
 		return 0, err
 	}
@@ -284,17 +290,23 @@ func (s *Server) makeCopy(ctx context.Context, o *pb.CopyOrder) (uint64, error) 
 }
 
 // present says whether the shard is here already, durable, and nothing is wrong with it: an order whose answer was lost is repeated.
-func (s *Server) present(ctx context.Context, id chunk.ID, length uint64) (bool, error) {
+func (s *Server) present(ctx context.Context, id chunk.ID, length uint64, at *atomic.Pointer[disk.Disk]) (bool, error) {
 	d := s.store.find(id)
 	if d == nil {
 		return false, nil
 	}
+	at.Store(d)
 	h, ok := d.Held(id)
+	for n := 0; h.Writing && h.Bad && n < stoppedPolls && wait(ctx, stoppedPoll); n++ { // its writer was stopped, and is about to go
+		h, ok = d.Held(id)
+	}
 	switch {
 	case ok && h.Writing:
 		return false, fmt.Errorf("copy of chunk %v: %w", id, disk.ErrWriting)
 	case !ok || h.Bad || h.Length < length:
 		return false, nil
+	case s.store.hangs(d):
+		return false, fmt.Errorf("chunk %v may be here, but its disk hangs: %w", id, disk.ErrFailed)
 	}
 	// It counts as made when a loss of power leaves it as it is.
 	err := d.Persist(id)
@@ -303,7 +315,7 @@ func (s *Server) present(ctx context.Context, id chunk.ID, length uint64) (bool,
 	}
 	switch {
 	case errors.Is(err, disk.ErrCorrupt) && s.store.good(id):
-		return s.present(ctx, id, length) // on another disk
+		return s.present(ctx, id, length, at) // on another disk
 	case errors.Is(err, disk.ErrCorrupt) || errors.Is(err, disk.ErrNotFound):
 		return false, nil
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/shoalfs/shoalfs/chunkserver/disk"
@@ -113,14 +114,14 @@ func TestRanges(t *testing.T) {
 				next++
 				for i, shard := range shardsOf(t, l, want) {
 					order.Stored, order.Shard, order.Length = uint64(next.Stored(l, i)), uint32(i), uint64(len(shard))
-					n, err := f.servers[i].makeCopy(t.Context(), order)
+					n, err := f.servers[i].makeCopy(t.Context(), order, new(atomic.Pointer[disk.Disk]))
 					if err != nil || n != order.Length {
 						t.Fatalf("shard %d: %d of %d bytes, %v", i, n, order.Length, err)
 					}
 					for off := 0; off < len(shard); off += chunk.MaxRead {
 						f.clients[i].mustRead(chunk.ID(order.Stored), uint64(off), shard[off:min(len(shard), off+chunk.MaxRead)])
 					}
-					if n, err := f.servers[i].makeCopy(t.Context(), order); err != nil || n != 0 {
+					if n, err := f.servers[i].makeCopy(t.Context(), order, new(atomic.Pointer[disk.Disk])); err != nil || n != 0 {
 						t.Errorf("an order given again: %d bytes, %v", n, err)
 					}
 				}
@@ -139,7 +140,7 @@ func TestRangesRefused(t *testing.T) {
 		o := &pb.CopyOrder{Stored: uint64(chunk.ID(8).Stored(code, 0)), Servers: f.infos, Layout: code.Proto(), Length: 1024, Sources: []*pb.ChunkInfo{src},
 			Ranges: []*pb.SourceRange{{From: 10, To: 1000}, {From: 2000, To: 3000}}}
 		change(o)
-		_, err := f.servers[0].makeCopy(t.Context(), o)
+		_, err := f.servers[0].makeCopy(t.Context(), o, new(atomic.Pointer[disk.Disk]))
 		return err
 	}
 	for name, change := range map[string]func(*pb.CopyOrder){

@@ -123,6 +123,9 @@ func (src *source) ask(ctx context.Context, server uint32, id chunk.ID, off uint
 
 // copyOf returns a range that all these shards hold, from the first that delivers it.
 func (src *source) copyOf(ctx context.Context, shards []int, off uint64, n int) fetched {
+	if len(shards) == 0 {
+		return fetched{err: fmt.Errorf("chunk %v: there is no source to ask", src.id)}
+	}
 	var errs []error
 	for _, shard := range shards {
 		f := src.read(ctx, shard, off, n)

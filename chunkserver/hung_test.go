@@ -160,3 +160,35 @@ type idleStream struct {
 }
 
 func (s idleStream) Context() context.Context { return s.ctx }
+
+// TestHungDiskCopies: copies that wait for a disk that hangs leave their places to others.
+func TestHungDiskCopies(t *testing.T) {
+	m, s, fs := twoDisks(t)
+	f := newSource(t)
+	data := random(1000)
+	var orders []*pb.CopyOrder
+	for id := range chunk.ID(copiesAtOnce + 2) {
+		f.holdAll(id+1, copies2, data)
+		orders = append(orders, f.order(id+1, copies2, len(data), copies2, 0))
+	}
+	keep(t, s.store.disks[0], copiesAtOnce+2, data) // whether it is good nobody can tell while the disk hangs
+	fs.hang()
+	m.order(t, s, &pb.HeartbeatReply{Copies: orders[:copiesAtOnce]})
+	m.until(t, "copies hang", func() bool { _, n := s.copies.count(); return n == copiesAtOnce })
+	m.order(t, s, &pb.HeartbeatReply{Copies: orders[copiesAtOnce:]})
+	if r := m.result(t, copiesAtOnce+1); r.Error != "" {
+		t.Errorf("%v", r)
+	}
+	if r := m.result(t, copiesAtOnce+2); r.Error == "" {
+		t.Errorf("%v", r)
+	}
+	if s.store.find(copiesAtOnce+1) != s.store.disks[1] {
+		t.Error("it is on the disk that hangs")
+	}
+	fs.goOn()
+	for _, o := range orders[:copiesAtOnce] {
+		if r := m.result(t, o.Stored); r.Error != "" {
+			t.Errorf("%v", r)
+		}
+	}
+}

@@ -170,7 +170,7 @@ func (c diskCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c diskCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, sl := range c.s.store.slots {
 		put := func(d *prometheus.Desc, v float64) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, sl.path)
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, text(sl.path))
 		}
 		if sl.disk == nil {
 			put(descFailed, 1)

@@ -138,6 +138,7 @@ func TestScrubPass(t *testing.T) {
 func TestScrubOpen(t *testing.T) {
 	m := newMeta(t)
 	s := stored(t, m, Config{ScrubRate: -1}, 1)
+	f := newSource(t)
 	for id := chunk.ID(10); id < 14; id++ {
 		w := dial(t, s).append(id)
 		data := random(200_000)
@@ -166,10 +167,12 @@ func TestScrubOpen(t *testing.T) {
 		m.until(t, "a report", func() bool {
 			return m.corrupt[uint64(id)] && m.last.Scrub.Pass == uint64(2*id+1) && m.last.Scrub.Finished
 		})
-		w.send(random(1000), nil)
 		if err := w.failure(); rpc.Kind(err) != rpc.ChunkCorrupt {
-			t.Errorf("an append to a damaged chunk: %v", err)
+			t.Errorf("a stream of appends to a damaged chunk: %v", err)
 		}
+		f.holdAll(id, copies2, data)
+		mustCopy(t, m, s, f.order(id, copies2, len(data), copies2, 0)) // as the metaserver orders at once
+		mustHold(t, s, id, data)
 	}
 }
 

@@ -247,7 +247,7 @@ func (w *scrubber) step(ctx context.Context) {
 		return // a newer one was asked for
 	}
 	p.done += c.Length
-	if known {
+	if known && !w.s.store.good(c.ID) { // else it was made anew on another disk
 		p.found++
 	}
 	if errors.Is(err, disk.ErrCorrupt) {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/shoalfs/shoalfs/chunkserver/disk"
@@ -115,6 +117,9 @@ func (s *store) create(id chunk.ID) (*disk.Writer, error) {
 	return best.Create(id)
 }
 
+// hangs says whether a disk does not answer while there are others that may.
+func (s *store) hangs(d *disk.Disk) bool { return len(s.disks) > 1 && d.Stalled() }
+
 // roomiest is the working disk with most free space, nil if none works. One that does not answer is the last choice.
 func (s *store) roomiest() (best *disk.Disk) {
 	var most uint64
@@ -129,14 +134,15 @@ func (s *store) roomiest() (best *disk.Disk) {
 }
 
 // copy begins a copy of a chunk: on the disk that has it already, as something to be replaced, if that works and has room, else
-// where most space is.
-func (s *store) copy(id chunk.ID, length uint64) (*disk.Copy, error) {
+// where most space is. at says which disk that is.
+func (s *store) copy(id chunk.ID, length uint64, at *atomic.Pointer[disk.Disk]) (*disk.Copy, error) {
 	for _, d := range s.disks {
 		if h, _ := d.Held(id); h.Writing {
 			return nil, fmt.Errorf("copy of chunk %v: %w", id, disk.ErrWriting)
 		}
 	}
-	if d := s.find(id); d != nil && d.Err() == nil {
+	if d := s.find(id); d != nil && d.Err() == nil && !d.Stalled() {
+		at.Store(d)
 		if c, err := d.Copy(id, length); err == nil || !errors.Is(err, disk.ErrFull) && !errors.Is(err, disk.ErrFailed) {
 			return c, err
 		}
@@ -145,6 +151,7 @@ func (s *store) copy(id chunk.ID, length uint64) (*disk.Copy, error) {
 	if best == nil {
 		return nil, fmt.Errorf("copy of chunk %v: no disk works: %w", id, disk.ErrFailed)
 	}
+	at.Store(best)
 	return best.Copy(id, length)
 }
 
@@ -178,7 +185,7 @@ func (s *store) good(id chunk.ID) bool {
 	return false
 }
 
-// supersede removes a chunk from all disks but the one where it was made anew. A disk that cannot do so has it forgotten: it
+// supersede removes a chunk from all disks but the one where it was made anew. A disk that cannot do so, or hangs, has it forgotten: it
 // comes back when the directory is next opened, and find knows which of the two is meant.
 func (s *store) supersede(id chunk.ID, by *disk.Disk) error {
 	var errs []error
@@ -186,9 +193,9 @@ func (s *store) supersede(id chunk.ID, by *disk.Disk) error {
 		if d == by || !d.Has(id) {
 			continue
 		}
-		err := d.Delete(id)
-		if err == nil {
-			err = d.SyncDeletions([]chunk.ID{id})
+		err := fmt.Errorf("data directory %s hangs", d.Path())
+		if !d.Stalled() {
+			err = errors.Join(d.Delete(id), d.SyncDeletions([]chunk.ID{id}))
 		}
 		if err != nil {
 			d.Forget(id)
@@ -222,19 +229,22 @@ func (s *store) list() []disk.Report {
 	return slices.CompactFunc(all, func(a, b disk.Report) bool { return a.ID == b.ID })
 }
 
+// text makes something that may name a path fit for a message: paths may be any bytes, and what is not UTF-8 cannot be sent.
+func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
 // infos describes every data directory, those that could not be opened too. It waits for no disk.
 func (s *store) infos() []*pb.DiskInfo {
 	infos := make([]*pb.DiskInfo, 0, len(s.slots))
 	for _, sl := range s.slots {
 		if sl.disk == nil {
-			infos = append(infos, &pb.DiskInfo{Path: sl.path, Error: sl.err.Error()})
+			infos = append(infos, &pb.DiskInfo{Path: text(sl.path), Error: text(sl.err.Error())})
 			continue
 		}
 		st := sl.disk.Stats()
-		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: st.Path, Filesystem: st.Filesystem, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks),
+		info := &pb.DiskInfo{Uuid: fmt.Sprintf("%x", st.UUID), Path: text(st.Path), Filesystem: st.Filesystem, Capacity: st.Capacity, Free: st.Free, Chunks: uint64(st.Chunks),
 			Used: st.Used, WriteNs: uint64(st.WriteTime), ReadNs: uint64(st.ReadTime)}
 		if st.Err != nil {
-			info.Error, info.Free = st.Err.Error(), 0
+			info.Error, info.Free = text(st.Err.Error()), 0
 		}
 		infos = append(infos, info)
 	}

@@ -47,7 +47,7 @@ func (d *Disk) beginCopy(id chunk.ID, length uint64) (*Copy, error) {
 	if err := d.admit(length + length/64 + chunk.ChecksumBlock); err != nil { // with its records and its index
 		return nil, err
 	}
-	c := &Copy{w: &Writer{d: d, id: id, aside: true}, path: filepath.Join(d.dirOf(id), id.String()+copySuffix)}
+	c := &Copy{w: &Writer{d: d, id: id, aside: true, stopped: make(chan struct{})}, path: filepath.Join(d.dirOf(id), id.String()+copySuffix)}
 	if err := d.claimCopy(c); err != nil {
 		return nil, err
 	}

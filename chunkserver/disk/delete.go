@@ -52,7 +52,11 @@ func (d *Disk) hide(id chunk.ID) (*state, *Writer, error) {
 		if w.file == nil {
 			return nil, nil, fmt.Errorf("delete chunk %v: it is just being made: %w", id, ErrInvalid)
 		}
-		w.gone, w.err = true, fmt.Errorf("chunk %v was deleted: %w", id, ErrNotFound)
+		w.gone = true
+		if w.err == nil {
+			close(w.stopped)
+		}
+		w.err = fmt.Errorf("chunk %v was deleted: %w", id, ErrNotFound)
 		delete(d.writers, id)
 	}
 	d.removeState(id)

@@ -228,7 +228,7 @@ func (d *Disk) Create(id chunk.ID) (*Writer, error) {
 	if err := d.admit(chunk.ChecksumBlock); err != nil {
 		return nil, fmt.Errorf("create chunk %v: %w", id, err)
 	}
-	w := &Writer{d: d, id: id}
+	w := &Writer{d: d, id: id, stopped: make(chan struct{})}
 	if err := d.claim(w); err != nil {
 		return nil, fmt.Errorf("create chunk %v: %w", id, err)
 	}

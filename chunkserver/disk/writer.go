@@ -22,13 +22,14 @@ type Writer struct {
 	seed uint32
 
 	// of the appending goroutine
-	pos     int64 // where the next record goes in the file
-	flushed int64 // writeback was started up to here
-	zeroed  int64 // the file reaches to here, with zeros beyond pos; 0 while nothing was written ahead
-	small   int   // syncs in a row that had little to make durable
-	named   bool  // the file's name is on disk
-	done    bool  // Finish was called
-	aside   bool  // it is a Copy's: the chunk of that id, if there is one, is another file
+	pos     int64         // where the next record goes in the file
+	flushed int64         // writeback was started up to here
+	zeroed  int64         // the file reaches to here, with zeros beyond pos; 0 while nothing was written ahead
+	small   int           // syncs in a row that had little to make durable
+	named   bool          // the file's name is on disk
+	done    bool          // Finish was called
+	aside   bool          // it is a Copy's: the chunk of that id, if there is one, is another file
+	stopped chan struct{} // closed when no more can be appended, for another reason than Finish
 	head    []byte
 	bufs    [][]byte
 
@@ -242,7 +243,19 @@ func (w *Writer) stop(err error) bool {
 		return false
 	}
 	w.err = err
+	close(w.stopped)
 	return true
+}
+
+// Stopped is closed when the chunk takes no more appends, though Finish was not called: something failed, the chunk was found
+// damaged, or it was deleted.
+func (w *Writer) Stopped() <-chan struct{} { return w.stopped }
+
+// Err is why no more can be appended, nil while it can.
+func (w *Writer) Err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
 }
 
 // Finish ends the appends: it makes the chunk durable and seals it with its index, so that it opens at once from now on. It

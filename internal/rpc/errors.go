@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"errors"
+	"strings"
 	"syscall"
 
 	"google.golang.org/grpc/codes"
@@ -77,7 +78,9 @@ func Detail(err error) *pb.ErrorDetail {
 // Kind returns the kind of an error, KIND_UNKNOWN when it has none.
 func Kind(err error) pb.ErrorDetail_Kind { return Detail(err).GetKind() }
 
+// detailed makes a status. Messages name paths, which may be any bytes; what is not UTF-8 would not arrive.
 func detailed(code codes.Code, msg string, d *pb.ErrorDetail) error {
+	msg = strings.ToValidUTF8(msg, "\uFFFD")
 	s, err := status.New(code, msg).WithDetails(d)
 	if err != nil {
 		return status.Error(code, msg)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
@@ -154,6 +155,13 @@ func testPayloads(t *testing.T, conn Conn) {
 	}
 	if !bytes.Equal(got.Materialize(), want[3:len(want)-2]) {
 		t.Fatal("read other bytes than were written")
+	}
+}
+
+// TestKindOfAnyMessage: a kind arrives whatever bytes the message has.
+func TestKindOfAnyMessage(t *testing.T) {
+	if _, err := proto.Marshal(status.Convert(Error(ChunkCorrupt, "/data/\xff: gone")).Proto()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -30,7 +30,8 @@ type chunkSet struct {
 type changedChunk struct {
 	*ChunkRecord
 	before ChunkRecord
-	delta  int64 // of live bytes
+	delta  int64  // of live bytes
+	keep   uint32 // shards that stay where they are though they are not whole: they are made anew there; a bit each
 }
 
 func newChunkSet(x *tx) *chunkSet { return &chunkSet{x: x} }
@@ -195,11 +196,11 @@ func (x *tx) putChunk(c *changedChunk) error {
 }
 
 // disown completes the sealing of a chunk. What servers have of shards that are not whole is garbage, unless without it too little
-// would be left: where all of them lost the end of the chunk, what lies before it is there.
+// would be left: where all of them lost the end of the chunk, what lies before it is there. What is damaged is no garbage either.
 func (x *tx) disown(c *changedChunk) {
 	c.Servers = slices.Clone(c.Servers) // c.before keeps the others
 	for shard, s := range c.Servers {
-		if s != 0 && !c.Holds(shard) && c.Holders() >= c.Layout.Data {
+		if s != 0 && !c.Holds(shard) && c.keep&(1<<shard) == 0 && c.Holders() >= c.Layout.Data {
 			x.dropCopy(s, c.Stored(shard))
 			c.Servers[shard] = 0
 		}

@@ -30,11 +30,11 @@ func TestDamagedWhileWritten(t *testing.T) {
 	w.want(0, w.do(root, opCommit(&pb.Commit{Inode: f, Extents: []*pb.Extent{extent}, Chunks: []*pb.ChunkCommit{all(1, 1000)}})))
 	w.want(0, w.ownNew(opDamaged(2, 1)))
 	c, ok := Chunk(w.s, 1)
-	if !ok || c.Owner != 0 || c.Length != 1000 || c.ShardOn(2) >= 0 || c.Holders() != 2 {
+	if shard := c.ShardOn(2); !ok || c.Owner != 0 || c.Length != 1000 || shard < 0 || c.Holds(shard) || c.Holders() != 2 {
 		t.Fatalf("%+v", c)
 	}
-	if !slices.Contains(Deletions(w.s, 2, w.clock+1, 9), chunk.ID(1)) {
-		t.Error("what is damaged is not to be deleted")
+	if len(Deletions(w.s, 2, w.clock+1, 9)) > 0 {
+		t.Error("what is to be replaced where it is is to be deleted")
 	}
 	var degraded []chunk.ID
 	Degraded(w.s, 0, func(id chunk.ID) bool { degraded = append(degraded, id); return true })
@@ -42,16 +42,25 @@ func TestDamagedWhileWritten(t *testing.T) {
 		t.Errorf("to be repaired: %v", degraded)
 	}
 	w.check()
+	move := &pb.Move{Chunk: 1, Shard: uint32(c.ShardOn(2)), Server: 2}
+	if res := w.want(0, w.ownNew(&pb.Op{Op: &pb.Op_StartMoves{StartMoves: &pb.StartMoves{Moves: []*pb.Move{move}}}})); len(res.Moves) != 1 {
+		t.Error("it cannot be made anew in its place")
+	}
+	w.check()
 	for _, length := range []uint64{1000, 2000} {
 		w.want(syscall.EINVAL, w.do(root, opCommit(&pb.Commit{Inode: f, Extents: []*pb.Extent{extent}, Chunks: []*pb.ChunkCommit{all(1, length)}})))
 	}
 
-	// Of a chunk of which nothing is committed the writer has all, and writes it elsewhere.
+	if c.Writer == 0 {
+		t.Error("what its writer has not committed may be lost")
+	}
+
+	// What nothing is committed of stays open: its writer may have it nowhere else.
 	w.want(0, w.ownNew(opDamaged(1, 2)))
-	if c, ok := Chunk(w.s, 2); ok {
+	if c, ok := Chunk(w.s, 2); !ok || c.Owner == 0 {
 		t.Errorf("%+v", c)
 	}
-	w.want(syscall.EINVAL, w.do(root, opCommit(&pb.Commit{Inode: f, Extents: []*pb.Extent{{Length: 100, Chunk: 2}}, Chunks: []*pb.ChunkCommit{all(2, 1000)}})))
+	w.want(0, w.do(root, opCommit(&pb.Commit{Inode: f, Extents: []*pb.Extent{{Length: 100, Chunk: 2}}, Chunks: []*pb.ChunkCommit{all(2, 1000)}})))
 	w.check()
 
 	// What would not be enough without the writer's help stays open.

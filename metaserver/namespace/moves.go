@@ -35,8 +35,8 @@ func (x *tx) startMoves(op *pb.StartMoves) (*pb.Result, error) {
 			continue
 		}
 		// Sealed, if it was not: what the writer commits from now on is refused, and it goes on elsewhere.
-		if op.Keep && c.Owner != Rewriter && c.Owner != 0 {
-			c.Writer = c.Owner
+		if op.Keep && c.Owner != 0 {
+			c.sealKept()
 		}
 		c.Owner = 0
 		server, shard := chunk.ServerID(m.Server), int(m.Shard)
@@ -45,6 +45,14 @@ func (x *tx) startMoves(op *pb.StartMoves) (*pb.Result, error) {
 		res.Moves = append(res.Moves, m)
 	}
 	return res, cs.flush()
+}
+
+// sealKept seals a chunk under its writer, for whom it stays until that gives it up: what is not committed of it may be nowhere else.
+func (c *changedChunk) sealKept() {
+	if c.Owner != Rewriter {
+		c.Writer = c.Owner
+	}
+	c.Owner = 0
 }
 
 // mayMove tells whether a shard may be made on a server now.
@@ -137,9 +145,10 @@ func (x *tx) loseShards(op *pb.LoseShards) (*pb.Result, error) {
 		}
 		if shard := c.ShardOn(server); shard >= 0 && c.Stored(shard) == stored {
 			c.lose(x, shard, op.Gone)
-			// As it is with StartMoves. Nothing committed: its writer has it all. Too little left: its writer may have more of it.
-			if op.Damaged && (c.Length == 0 || c.Holders() >= c.Layout.Data) {
-				c.Owner = 0
+			// As it is with StartMoves. Of what is not committed, or of which too little is left, its writer may have more.
+			if op.Damaged && c.Owner != 0 && c.Length > 0 && c.Holders() >= c.Layout.Data {
+				c.sealKept()
+				c.keep |= 1 << shard
 			}
 		}
 	}

@@ -49,8 +49,8 @@ type Meta interface {
 	Extents(ctx context.Context, inode, off, length uint64, fresh bool) (*pb.ExtentsReply, error)
 	// Server says where a chunk server is and what the metaserver thinks of it.
 	Server(ctx context.Context, id chunk.ServerID) (address string, state pb.ServerState, err error)
-	// Leaving returns the chunk servers that are being drained or dead, in no order. It does not block.
-	Leaving() []chunk.ServerID
+	// Leaving returns the chunk servers that are being drained, and those that the metaserver takes for dead. It does not block.
+	Leaving() (drained, dead []chunk.ServerID)
 	// ReportServer tells the metaserver that a server (id 0: only its copy of a chunk) failed this client. It does not block.
 	ReportServer(id chunk.ServerID, c chunk.ID, err error)
 	Session() uint64

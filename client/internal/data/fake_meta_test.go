@@ -28,6 +28,7 @@ type fakeMeta struct {
 	servers           map[chunk.ServerID]string // address
 	down              map[chunk.ServerID]bool   // not allocated on
 	leaving           map[chunk.ServerID]bool   // likewise, and being drained
+	dead              []chunk.ServerID          // so it is said; allocated on all the same
 	replicas          int
 	minimum           int
 	commits           int
@@ -422,15 +423,15 @@ func (m *fakeMeta) Server(_ context.Context, id chunk.ServerID) (string, pb.Serv
 	return a, pb.ServerState_SERVER_STATE_HEALTHY, nil
 }
 
-func (m *fakeMeta) Leaving() (ids []chunk.ServerID) {
+func (m *fakeMeta) Leaving() (drained, dead []chunk.ServerID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for id, leaving := range m.leaving {
 		if leaving {
-			ids = append(ids, id)
+			drained = append(drained, id)
 		}
 	}
-	return ids
+	return drained, slices.Clone(m.dead)
 }
 
 func (m *fakeMeta) ReportServer(id chunk.ServerID, c chunk.ID, err error) {

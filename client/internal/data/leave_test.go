@@ -105,3 +105,43 @@ func TestDrainUnderWriter(t *testing.T) {
 		})
 	}
 }
+
+// TestChunksOnDeadServers: what is in reserve on a server that is said to be dead is given up, what is being written to it is not:
+// this client knows better.
+func TestChunksOnDeadServers(t *testing.T) {
+	x := newFixture(t, 3, 3, 2)
+	f := x.file()
+	want := pattern(100_000, 1)
+	mustWrite(t, f, want, 0)
+	mustCommit(t, f, true)
+	w := x.store.writer
+	open := func() (started, spare int) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for c := range w.chunks {
+			switch {
+			case c.closing:
+			case c.targets[0].started:
+				started++
+			case !c.made.After(w.leaving[1]):
+				spare++
+			}
+		}
+		return started, spare
+	}
+	x.meta.with(func(m *fakeMeta) { m.dead = []chunk.ServerID{1, 2, 3} })
+	eventually(t, "nothing is in reserve that was there before", func() bool {
+		w.mu.Lock()
+		known := len(w.leaving) == 3
+		w.mu.Unlock()
+		_, spare := open()
+		return known && spare == 0
+	})
+	if started, _ := open(); started == 0 {
+		t.Error("what was being written is given up")
+	}
+	mustWrite(t, f, want, 100_000)
+	mustCommit(t, f, true)
+	checkContent(t, f, append(want, want...))
+	mustClose(t, f)
+}

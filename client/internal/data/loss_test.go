@@ -206,6 +206,7 @@ type hooked struct {
 	afterExtents atomic.Pointer[func()]
 	commit       func(context.Context) error
 	lostAnswer   error // of commits that are made
+	alloc        atomic.Pointer[func()]
 }
 
 func (h *hooked) Extents(ctx context.Context, inode, off, length uint64, fresh bool) (*pb.ExtentsReply, error) {
@@ -214,6 +215,13 @@ func (h *hooked) Extents(ctx context.Context, inode, off, length uint64, fresh b
 		(*fn)()
 	}
 	return r, err
+}
+
+func (h *hooked) AllocChunks(ctx context.Context, layout chunk.Layout, count int, avoid []chunk.ServerID) ([]*pb.AllocatedChunk, error) {
+	if fn := h.alloc.Swap(nil); fn != nil {
+		(*fn)()
+	}
+	return h.fakeMeta.AllocChunks(ctx, layout, count, avoid)
 }
 
 func (h *hooked) Commit(ctx context.Context, c *pb.Commit) (*pb.Result, error) {
@@ -472,4 +480,37 @@ func TestCloseAfterLoss(t *testing.T) {
 	if size := x.meta.attr(f.inode).Size; size != 50_000 {
 		t.Errorf("%d bytes were published", size)
 	}
+}
+
+// TestChunksOfNextSession: chunks that were asked for in one session and given in the next are not kept for nothing.
+func TestChunksOfNextSession(t *testing.T) {
+	h := new(hooked)
+	x := newFixture(t, 3, 3, 2, func(c *StoreConfig) {
+		h.fakeMeta = c.Meta.(*fakeMeta)
+		c.Meta = h
+	})
+	lose := x.meta.loseSession
+	h.alloc.Store(&lose)
+	f := x.file()
+	mustWrite(t, f, pattern(50_000, 1), 0)
+	if err := f.Commit(x.ctx(), false); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	mustClose(t, f)
+	eventually(t, "they are given up", func() bool {
+		w := x.store.writer
+		w.mu.Lock()
+		known := map[chunk.ID]bool{}
+		for c := range w.chunks {
+			known[c.id] = true
+		}
+		w.mu.Unlock()
+		idle := true
+		x.meta.with(func(m *fakeMeta) {
+			for id, rec := range m.chunks {
+				idle = idle && (rec.owner == 0 || known[id])
+			}
+		})
+		return idle
+	})
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/fserr"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
 const (
@@ -252,8 +253,11 @@ func (p *pool) allocate(ctx context.Context, count int) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.followSession()
-	if gen != w.session {
-		return nil // they went with the session
+	if gen != w.session { // they went with the session, unless they are of the next one, which would keep them without ever using them
+		for _, a := range chunks {
+			w.seal(&pb.ChunkCommit{Chunk: a.Id, Seal: true}, w.session)
+		}
+		return nil
 	}
 	usable := 0
 	for _, a := range chunks {

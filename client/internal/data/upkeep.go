@@ -106,7 +106,7 @@ func (w *writer) monitor() {
 			return
 		case <-t.C:
 		}
-		leaving := w.meta.Leaving()
+		drained, dead := w.meta.Leaving()
 		w.mu.Lock()
 		w.followSession()
 		now := time.Now()
@@ -114,7 +114,7 @@ func (w *writer) monitor() {
 		w.dropStalled(now)
 		w.bringOld(now)
 		w.closeIdle(now)
-		w.leave(leaving, now)
+		w.leave(drained, dead, now)
 		w.mu.Unlock()
 	}
 }
@@ -183,22 +183,27 @@ func (w *writer) closeIdle(now time.Time) {
 }
 
 // leave gives up the chunks on servers that are being drained or dead: repair waits for that. What is not published yet moves while it
-// can be read, where without these servers too few would have it: a server that was drained deletes what it has.
-func (w *writer) leave(servers []chunk.ServerID, now time.Time) {
-	maps.DeleteFunc(w.leaving, func(id chunk.ServerID, _ time.Time) bool { return !slices.Contains(servers, id) })
-	for _, id := range servers {
+// can be read, where without these servers too few would have it: a server that was drained deletes what it has. Whether a server is
+// dead that this client writes to at the moment it finds out better by itself.
+func (w *writer) leave(drained, dead []chunk.ServerID, now time.Time) {
+	maps.DeleteFunc(w.leaving, func(id chunk.ServerID, _ time.Time) bool {
+		return !slices.Contains(drained, id) && !slices.Contains(dead, id)
+	})
+	for _, id := range slices.Concat(drained, dead) {
 		if _, known := w.leaving[id]; !known {
 			w.leaving[id] = now
 		}
 	}
-	if len(servers) == 0 {
+	if len(w.leaving) == 0 {
 		return
 	}
 	for c := range w.chunks {
 		stay, here := 0, 0
 		for _, t := range c.targets {
 			// What was placed there since is placed by who knows better.
-			if since, leaves := w.leaving[t.server]; leaves && !c.made.After(since) {
+			since, leaves := w.leaving[t.server]
+			leaves = leaves && !c.made.After(since)
+			if writes := t.live && t.started && !t.finished; leaves && (!writes || slices.Contains(drained, t.server)) {
 				here++
 			} else if t.live && !t.late {
 				stay++

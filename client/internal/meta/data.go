@@ -108,16 +108,29 @@ func (c *Client) server(id chunk.ServerID) *pb.ServerInfo {
 	return c.servers[uint32(id)]
 }
 
-// Leaving returns the chunk servers that are being drained or dead, as the leader last said.
-func (c *Client) Leaving() (ids []chunk.ServerID) {
+// When more than maxDead servers, and more than one of deadShare, are dead at once, it is likelier the metaserver that has lost them.
+const (
+	maxDead   = 2
+	deadShare = 3
+)
+
+// Leaving returns the chunk servers that are being drained and those that are dead, as the leader last said. Of the dead there are none
+// where they are so many that it may well be wrong.
+func (c *Client) Leaving() (drained, dead []chunk.ServerID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, s := range c.servers {
-		if s.Draining || s.State == pb.ServerState_SERVER_STATE_DEAD {
-			ids = append(ids, chunk.ServerID(id))
+		switch {
+		case s.Draining:
+			drained = append(drained, chunk.ServerID(id))
+		case s.State == pb.ServerState_SERVER_STATE_DEAD:
+			dead = append(dead, chunk.ServerID(id))
 		}
 	}
-	return ids
+	if len(dead) > maxDead && len(dead)*deadShare > len(c.servers) {
+		dead = nil
+	}
+	return drained, dead
 }
 
 // ReportServer tells the leader that a chunk server, or its copy of a chunk, failed. It does not wait and may get lost.
