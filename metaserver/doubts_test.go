@@ -57,6 +57,7 @@ func TestDamageBeforeItCounts(t *testing.T) {
 		defer l.mu.Unlock()
 		return len(l.doubts)
 	}
+	c.must(c.do(&pb.Op{Op: &pb.Op_SealChunks{SealChunks: &pb.SealChunks{Chunks: []*pb.ChunkCommit{{Chunk: id, Length: 1000}}}}}))
 	eventually(t, "nothing is doubtful any more", func() bool { return doubts() == 0 })
 }
 

@@ -45,6 +45,7 @@ type File struct {
 	committing bool          // a goroutine commits what is frozen
 	current    *generation   // what it is at
 	unsent     []*frame      // cut, not shipped yet
+	unset      bool          // who writes next may not keep set-id bits
 	ahead      readahead
 }
 
@@ -342,7 +343,8 @@ func (f *File) open(app bool) (*generation, <-chan struct{}) {
 			return nil, f.gens[0].done
 		}
 	}
-	g := &generation{append: app, session: f.s.meta.SessionGen(), done: make(chan struct{})}
+	g := &generation{append: app, session: f.s.meta.SessionGen(), unset: f.unset, done: make(chan struct{})}
+	f.unset = false
 	f.gens = append(f.gens, g)
 	return g, nil
 }
@@ -423,9 +425,7 @@ func (f *File) KillPrivileges() {
 		f.gens[k-1].unset = true
 		return
 	}
-	if g, _ := f.open(false); g != nil {
-		g.unset = true
-	}
+	f.unset = true
 }
 
 // Losses returns how often written data of the file was lost so far.

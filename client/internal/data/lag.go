@@ -68,7 +68,8 @@ func (c *openChunk) pass(t *target, now time.Time) {
 		return
 	}
 	w := c.w
-	late := fmt.Errorf("chunk %v: server %d holds up others, of whom enough are done, for %v", c.id, t.server, now.Sub(t.behind).Round(time.Millisecond))
+	lag := now.Sub(t.behind).Round(time.Millisecond)
+	late := fmt.Errorf("chunk %v: server %d holds up others, of whom enough are done, for %v", c.id, t.server, lag)
 	if t.next-c.base < len(c.queue) || t.sent-t.received > lateBytes {
 		c.drop(t, late)
 		return

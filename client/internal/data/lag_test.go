@@ -2,8 +2,10 @@ package data
 
 import (
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -245,4 +247,31 @@ func TestLaggardsAgainstModel(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestCloseOfStoreWithLaggard: that data is on the disks of enough servers does not depend on the one that is slow, nor does that
+// metadata is told.
+func TestCloseOfStoreWithLaggard(t *testing.T) {
+	var log strings.Builder
+	x := newFixture(t, 3, 3, 2, onlyLags, func(c *StoreConfig) {
+		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError}))
+	})
+	f := x.file()
+	want := pattern(100_000, 1)
+	mustWrite(t, f, want, 0)
+	x.servers[2].set(func(s *fakeServer) { s.stallSync = true })
+	mustClose(t, f)
+	if err := x.store.Close(); err != nil || log.Len() > 0 {
+		t.Fatal(err, log.String())
+	}
+	x.meta.with(func(m *fakeMeta) {
+		for id, rec := range m.chunks {
+			if rec.owner != 0 {
+				t.Errorf("chunk %v is not sealed", id)
+			}
+		}
+	})
+	x.losePower()
+	y := x.second()
+	checkContent(t, y.open(f.inode), want)
 }

@@ -298,16 +298,14 @@ func (c *openChunk) retire() {
 		c.sealed, c.moved = true, false
 		c.w.seal(c.remains(), c.w.session)
 	case c.sealed:
-	case slices.ContainsFunc(c.targets, func(t *target) bool { return t.late && t.live && !t.finished }):
+	case slices.ContainsFunc(c.targets, func(t *target) bool { return t.late && t.busy() }):
 		return // it may make it yet, and be named then
 	default:
 		c.sealed = true
 		c.w.seal(&pb.ChunkCommit{Chunk: uint64(c.id), Length: c.committed, Servers: c.sealServers(), Seal: true}, c.session)
 	}
-	for _, t := range c.targets {
-		if t.started && t.live && !t.finished {
-			return
-		}
+	if slices.ContainsFunc(c.targets, (*target).busy) {
+		return
 	}
 	c.leave()
 	c.notify()

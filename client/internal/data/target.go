@@ -39,6 +39,11 @@ func (t *target) idle() bool {
 	return !pending && t.received >= t.sent && t.durable >= min(t.c.syncEnd, t.sent) && (!t.c.closing || t.finished)
 }
 
+// busy tells whether it may yet bring the chunk to its end. Nobody waits for late ones when all is given up.
+func (t *target) busy() bool {
+	return t.started && t.live && !t.finished && !(t.late && t.c.w.closed)
+}
+
 // kick has the sender look for work.
 func (t *target) kick(now time.Time) {
 	if t.received == t.sent && t.next-t.c.base >= len(t.c.queue)-1 { // it had nothing to do until now

@@ -310,6 +310,7 @@ func (w *writer) shutdown(ctx context.Context) {
 		p.keep = 0
 	}
 	for _, c := range slices.Collect(maps.Keys(w.chunks)) {
+		c.wanted = c.length
 		c.close()
 	}
 	w.mu.Unlock()

@@ -692,3 +692,42 @@ func TestSpareChunksOfFewServers(t *testing.T) {
 	mustClose(t, f)
 	mustClose(t, g)
 }
+
+// TestPrivilegesWhileCommitsWait: who may not keep set-id bits does not, though its write has to wait before there is anything to
+// remember that by.
+func TestPrivilegesWhileCommitsWait(t *testing.T) {
+	x := newFixture(t, 3, 3, 2)
+	f := x.file()
+	blocked, kills := make(chan struct{}), 0
+	x.meta.with(func(m *fakeMeta) {
+		m.blocked = blocked
+		m.onCommit = func(c *pb.Commit) error {
+			m.with(func(*fakeMeta) {
+				if c.KillPrivileges {
+					kills++
+				}
+			})
+			return nil
+		}
+	})
+	for i := range maxGenerations {
+		if i%2 == 0 {
+			mustWrite(t, f, []byte("x"), 0)
+		} else if _, err := f.Append(x.ctx(), []byte("y")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.mu.Lock()
+	f.freeze(false) // somebody closes the file
+	f.mu.Unlock()
+	f.KillPrivileges()
+	close(blocked)
+	mustWrite(t, f, []byte("z"), 0)
+	mustCommit(t, f, false)
+	x.meta.with(func(*fakeMeta) {
+		if kills != 1 {
+			t.Errorf("%d commits take privileges away", kills)
+		}
+	})
+	mustClose(t, f)
+}
