@@ -146,3 +146,32 @@ func TestShortCopyIsNamedAgain(t *testing.T) {
 		})
 	}
 }
+
+// Repair of a chunk that is being written has a metaserver apply a command of the newest version.
+func TestRepairUnderAWriter(t *testing.T) {
+	s := start(t, Config{SuspectAfter: 300 * time.Millisecond, DeadAfter: time.Second}).ready()
+	servers := chunkServers(t, s, 4)
+	c := call(t, s.Address()).open()
+	c.connect(50 * time.Millisecond)
+	f := c.must(c.do(create("f"))).Attr
+	a := c.must(c.do(&pb.Op{Op: &pb.Op_AllocChunks{AllocChunks: &pb.AllocChunks{Count: 1}}})).Chunks[0]
+	c.must(c.do(&pb.Op{Op: &pb.Op_Commit{Commit: &pb.Commit{Inode: f.Inode, Size: 1000, Extents: []*pb.Extent{{Length: 1000, Chunk: a.Id}},
+		Chunks: []*pb.ChunkCommit{{Chunk: a.Id, Length: 1000, Servers: a.Servers}}}}}))
+	for _, s := range servers {
+		s.mu.Lock()
+		s.holds[a.Id] = 1000
+		s.pause = s.id == a.Servers[0] // it goes away
+		s.mu.Unlock()
+	}
+	eventually(t, "the chunk is sealed, and kept for its writer", func() bool {
+		kept := false
+		if err := s.db.View(func(r kv.Reader) error {
+			rec, ok := namespace.Chunk(r, chunk.ID(a.Id))
+			kept = ok && rec.Owner == 0 && rec.Writer == c.session && len(rec.Moves) == 1
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return kept
+	})
+}

@@ -59,7 +59,7 @@ func number(b []byte) uint64 {
 }
 
 func command(name string) *pb.Command {
-	return &pb.Command{Version: commandVersion, Op: &pb.Op{Op: &pb.Op_OpenSession{OpenSession: &pb.OpenSession{Client: name}}}}
+	return &pb.Command{Version: 1, Op: &pb.Op{Op: &pb.Op_OpenSession{OpenSession: &pb.OpenSession{Client: name}}}}
 }
 
 // flushEvery is short, so that the file is never far behind; benchmarks take the default.
