@@ -11,8 +11,8 @@ import (
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
-// A shard that its server finds damaged before the state counts it as whole, as its writer has not committed it yet, or while it may be
-// counted again, as that goes on committing, is not counted for long.
+// A shard that its server finds damaged before the state counts it as whole, as its writer has not committed it yet, or while
+// it may be counted again, as that goes on committing, is not counted for long.
 func TestDamageBeforeItCounts(t *testing.T) {
 	s := start(t, Config{LeaseTTL: 200 * time.Millisecond, SessionTTL: time.Minute}).ready()
 	servers := chunkServers(t, s, 3)
