@@ -10,8 +10,8 @@ import (
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
-// TestDeletionsThatFail: deletions that a server cannot do, those on a disk that takes no more changes, say, keep it from none of
-// the others.
+// TestDeletionsThatFail: deletions that a server cannot do, those on a disk that takes no more changes, say, keep it from none
+// of the others.
 func TestDeletionsThatFail(t *testing.T) {
 	w := newRace(t, 1)
 	c := w.clients[0]
@@ -66,7 +66,8 @@ func TestDeletionsThatFail(t *testing.T) {
 	}
 }
 
-// TestRemovalOfAServerWithDeletions: a server that has much to delete is not forgotten by one command, which would hold all others up.
+// TestRemovalOfAServerWithDeletions: a server that has much to delete is not forgotten by one command, which would hold all
+// others up.
 func TestRemovalOfAServerWithDeletions(t *testing.T) {
 	s := start(t, Config{LeaseTTL: time.Hour, SessionTTL: 2 * time.Hour}).ready()
 	servers := chunkServers(t, s, 2)

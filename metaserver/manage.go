@@ -97,8 +97,8 @@ func (l *leader) remove(id chunk.ServerID, force bool) error {
 	return err
 }
 
-// forgetDeletions takes what a server has to delete out of the state, some in each command so that others get in between. Should the
-// server stay after all, its next inventory shows it.
+// forgetDeletions takes what a server has to delete out of the state, some in each command so that others get in between.
+// Should the server stay after all, its next inventory shows it.
 func (l *leader) forgetDeletions(id chunk.ServerID) error {
 	for {
 		op := &pb.FinishDeletions{Server: uint32(id)}

@@ -106,7 +106,7 @@ func (s *Server) startRaft() error {
 	}
 	node, err := consensus.New(consensus.Config{
 		ID: s.cfg.ID, Address: s.cfg.Advertise, Dir: s.cfg.Dir, Peers: peers,
-		DB: s.db, Apply: s.apply, CommandVersion: namespace.CommandVersion, Pool: s.pool, Cluster: s.cluster, Logger: s.log, Registerer: s.registerer(),
+		DB: s.db, Apply: s.apply, Commands: namespace.CommandVersion, Pool: s.pool, Cluster: s.cluster, Logger: s.log, Registerer: s.registerer(),
 		HeartbeatTimeout: s.cfg.HeartbeatTimeout,
 	})
 	if err != nil {

@@ -234,7 +234,8 @@ func TestNothingIsLoggedForAnEarlierLeadership(t *testing.T) {
 	if c.lookup(1, "d").Attr != nil {
 		t.Error("the mutation was applied")
 	}
-	// Nor is what repair or rewriting remember of one: what they wait for may have been given up, and begun anew, by another leader.
+	// Nor is what repair or rewriting remember of one: what they wait for may have been given up, and begun anew, by another
+	// leader.
 	for what, cluster := range map[string]repair.Cluster{"repair": repairCluster{earlier}, "rewriting": rewriteCluster{repairCluster{earlier}}} {
 		before := s.node.LastIndex()
 		if _, err := cluster.Propose(&pb.Op{Op: &pb.Op_FinishMoves{FinishMoves: &pb.FinishMoves{}}}); rpc.Kind(err) != rpc.NotLeader || s.node.LastIndex() != before {

@@ -233,8 +233,8 @@ func (h *heartbeats) finished(ids []uint64) error {
 	return nil
 }
 
-// deletions returns those of the state that are to be ordered next. Some that the server cannot do must not keep it from the others,
-// so they have their turn only after these.
+// deletions returns those of the state that are to be ordered next. Some that the server cannot do must not keep it from the
+// others, so they have their turn only after these.
 func (h *heartbeats) deletions(r kv.Reader, before int64) []chunk.ID {
 	wrap := h.last != nil
 	ids, last := namespace.DeletionsAfter(r, h.id, h.last, before, maxDeletions)

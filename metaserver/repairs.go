@@ -50,8 +50,8 @@ func (l *leader) stream(id chunk.ServerID) (h *heartbeats, ok bool) {
 	return h, ok
 }
 
-// Propose refuses under another leadership, even if it is this metaserver's again: another leader may have given up what this one
-// remembers, and begun it anew, and leases that it granted were not taken back.
+// Propose refuses under another leadership, even if it is this metaserver's again: another leader may have given up what this
+// one remembers, and begun it anew, and leases that it granted were not taken back.
 func (c repairCluster) Propose(op *pb.Op) (*pb.Result, error) {
 	if c.l.s.node.Term() != c.l.term {
 		return nil, c.l.s.notLeader()
@@ -92,9 +92,9 @@ func (l *leader) takeChecks(server chunk.ServerID) []uint64 {
 	return ids[:n]
 }
 
-// lost records that a server has found shards damaged, or that it lacks some or has them shorter than the given length, and has them
-// made anew. Where a shard may be counted as whole later, as somebody writes the chunk, or the shard is on its way there, that is
-// remembered.
+// lost records that a server has found shards damaged, or that it lacks some or has them shorter than the given length, and has
+// them made anew. Where a shard may be counted as whole later, as somebody writes the chunk, or the shard is on its way there,
+// that is remembered.
 func (l *leader) lost(server chunk.ServerID, bad []chunk.ID, short map[chunk.ID]uint64) error {
 	var damaged, lacking []uint64
 	doubts := map[placed]uint64{}
@@ -196,8 +196,8 @@ func mayCount(c *namespace.ChunkRecord, server chunk.ServerID, stored chunk.ID) 
 	return c.Keeper() != 0 && c.BelongsOn(server, stored) || moving(c, server, stored)
 }
 
-// settleDoubts sees to shards that have come to count as whole since they were found not to be: those that were too short are for
-// certain, and servers look again at those that were damaged. It forgets those that will never count, or are made anew.
+// settleDoubts sees to shards that have come to count as whole since they were found not to be: those that were too short are
+// for certain, and servers look again at those that were damaged. It forgets those that will never count, or are made anew.
 func (l *leader) settleDoubts() error {
 	l.mu.Lock()
 	doubts := maps.Clone(l.doubts)

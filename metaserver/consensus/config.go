@@ -24,9 +24,9 @@ type Config struct {
 	DB    *kv.DB // opened, and closed after the Node is
 	// Apply applies a command. It must be a pure function of its arguments.
 	Apply func(kv.Txn, uint64, *pb.Command) *pb.Result
-	// CommandVersion is that of the newest commands that Apply knows. What has a higher one ends the Node.
-	CommandVersion uint32
-	Pool           *rpc.Pool
+	// Commands is the newest version of commands that Apply knows; 1. A newer one in the log stops the Node.
+	Commands uint32
+	Pool     *rpc.Pool
 	// Cluster returns the id of the cluster that the database belongs to, nil while it is unknown. Members of different
 	// clusters do not talk.
 	Cluster    func() []byte
@@ -51,6 +51,7 @@ const (
 )
 
 func (c Config) withDefaults() (Config, error) {
+	c.Commands = max(c.Commands, 1)
 	def := func(d *time.Duration, v time.Duration) {
 		if *d <= 0 {
 			*d = v

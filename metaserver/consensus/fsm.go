@@ -56,7 +56,7 @@ func (f fsm) apply(l *raft.Log) (res *pb.Result, err error) {
 		if err := proto.Unmarshal(l.Data, cmd); err != nil {
 			return nil, fmt.Errorf("the log is damaged: %w", err)
 		}
-		if known := f.n.cfg.CommandVersion; cmd.Version > known {
+		if known := f.n.cfg.Commands; cmd.Version > known {
 			return nil, fmt.Errorf("it has version %d, this version of shoalfs knows only %d: run the same version on all metaservers", cmd.Version, known)
 		}
 	}

@@ -59,7 +59,7 @@ func number(b []byte) uint64 {
 }
 
 func command(name string) *pb.Command {
-	return &pb.Command{Version: testCommands, Op: &pb.Op{Op: &pb.Op_OpenSession{OpenSession: &pb.OpenSession{Client: name}}}}
+	return &pb.Command{Version: 1, Op: &pb.Op{Op: &pb.Op_OpenSession{OpenSession: &pb.OpenSession{Client: name}}}}
 }
 
 // flushEvery is short, so that the file is never far behind; benchmarks take the default.
@@ -136,12 +136,9 @@ func logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// testCommands is the version of the commands of tests.
-const testCommands = 1
-
 func (m *member) config() Config {
 	return Config{
-		ID: m.id, Address: m.address, Dir: m.dir, DB: m.db, Apply: toyApply, CommandVersion: testCommands, Pool: m.pool, Logger: logger().With("node", m.id),
+		ID: m.id, Address: m.address, Dir: m.dir, DB: m.db, Apply: toyApply, Pool: m.pool, Logger: logger().With("node", m.id),
 		HeartbeatTimeout: time.Second, SegmentSize: 1 << 20,
 	}
 }

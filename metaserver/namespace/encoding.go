@@ -255,8 +255,8 @@ type ChunkRecord struct {
 	Servers []chunk.ServerID // where each shard is, or is written; 0: nowhere. One for each of Layout.Width()
 	Held    uint32           // bit i: shard i is whole on Servers[i], up to Length
 	Moves   []Move           // shards of a sealed chunk that are being made elsewhere, or anew
-	// Writer is the session that wrote the chunk when repair sealed it, until it gives the chunk up; 0: none. Whatever it wrote and
-	// had not committed may be nowhere else.
+	// Writer is the session that wrote the chunk when repair sealed it, until it gives the chunk up; 0: none. Whatever it wrote
+	// and had not committed may be nowhere else.
 	Writer uint64
 }
 

@@ -52,8 +52,8 @@ func (w *kept) overwrite() {
 	w.want(0, w.do(root, opSet(&pb.SetAttr{Inode: w.file, Size: new(uint64(0))})))
 }
 
-// What a writer has not committed of a chunk that repair sealed may be nowhere else. So the chunk stays until the writer gives it
-// up, or its session ends, however little is referred to.
+// What a writer has not committed of a chunk that repair sealed may be nowhere else. So the chunk stays until the writer gives
+// it up, or its session ends, however little is referred to.
 func TestSealedByRepair(t *testing.T) {
 	for name, end := range map[string]func(w *kept){
 		"sealed": func(w *kept) { w.want(0, w.do(root, opSeal(&pb.ChunkCommit{Chunk: uint64(w.id), Length: 100}))) },

@@ -431,8 +431,8 @@ func Deletions(r kv.Reader, server chunk.ServerID, before int64, limit int) []ch
 	return out
 }
 
-// DeletionsAfter is Deletions behind the last one that it returned before; nil: all. What it says of the last one is to be given to it
-// the next time.
+// DeletionsAfter is Deletions behind the last one that it returned before; nil: all. What it says of the last one is to be
+// given to it the next time.
 func DeletionsAfter(r kv.Reader, server chunk.ServerID, after []byte, before int64, limit int) (out []chunk.ID, last []byte) {
 	from := deletionKey(server, 0, 0)
 	if after != nil {

@@ -159,8 +159,8 @@ func (x *tx) fixNext(f *pb.StateFix) bool {
 	return changed
 }
 
-// fixChunk ends moves that cannot be, and seals, or keeps no more, a chunk whose writer is gone without a trace. The chunk stays, whatever its
-// record says of its live bytes.
+// fixChunk ends moves that cannot be, and seals, or keeps no more, a chunk whose writer is gone without a trace. The chunk
+// stays, whatever its record says of its live bytes.
 func (x *tx) fixChunk(id chunk.ID, spare bool) bool {
 	c, err := getChunk(x, id)
 	if err != nil || c == nil {

@@ -40,8 +40,8 @@ func (w *world) giveUp() {
 	w.do(&pb.Op{Op: &pb.Op_SealChunks{SealChunks: &pb.SealChunks{Chunks: []*pb.ChunkCommit{{Chunk: 1}}}}})
 }
 
-// TestDrainWaitsForWriters: what is copied of a chunk is what was committed of it. So whoever is drained keeps what more it has until
-// the writer has brought that elsewhere.
+// TestDrainWaitsForWriters: what is copied of a chunk is what was committed of it. So whoever is drained keeps what more it has
+// until the writer has brought that elsewhere.
 func TestDrainWaitsForWriters(t *testing.T) {
 	for name, end := range map[string]func(w *world, drained *fakeServer){
 		"given up": func(w *world, _ *fakeServer) { w.giveUp() },

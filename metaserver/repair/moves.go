@@ -222,8 +222,8 @@ func (e *Engine) record() error {
 	}
 }
 
-// early tells of each result whether it must not be recorded yet: the shard would be deleted where it is, on a server that is up, and
-// what its writer has not committed of the chunk may be nowhere else.
+// early tells of each result whether it must not be recorded yet: the shard would be deleted where it is, on a server that is
+// up, and what its writer has not committed of the chunk may be nowhere else.
 func (e *Engine) early(results []result) ([]bool, error) {
 	out := make([]bool, len(results))
 	err := e.cluster.View(func(r kv.Reader) error {

@@ -156,8 +156,8 @@ func (e *Engine) taken(c *namespace.ChunkRecord) map[chunk.ServerID]bool {
 	return taken
 }
 
-// target chooses the server for a shard. A damaged one is made anew where it is, unless that failed; else placement says, of the
-// servers where it did not fail.
+// target chooses the server for a shard. A damaged one is made anew where it is, unless that failed; else placement says, of
+// the servers where it did not fail.
 func (e *Engine) target(c *namespace.ChunkRecord, shard int, taken map[chunk.ServerID]bool, hopelessly bool, r *retry) (chunk.ServerID, verdict) {
 	here := e.servers[c.Servers[shard]]
 	inPlace := here != nil && !c.Holds(shard) && c.Owner == 0 && (here.usable || here.doubtful) && !here.full(c)

@@ -43,7 +43,8 @@ func (w *world) full(l chunk.Layout) *namespace.ChunkRecord {
 	}
 }
 
-// TestTriesOtherServers: a server that is healthy, and yet cannot make a shard, is not asked for it for ever while others could.
+// TestTriesOtherServers: a server that is healthy, and yet cannot make a shard, is not asked for it for ever while others
+// could.
 func TestTriesOtherServers(t *testing.T) {
 	for name, last := range map[string]int{"others can": 3, "only the one asked last can": 1} {
 		t.Run(name, func(t *testing.T) {
@@ -106,8 +107,8 @@ func TestTriesOtherServersThanOnesThatHaveToDelete(t *testing.T) {
 	}
 }
 
-// TestDoubtfulServers: clients cut off from chunk servers make all of them suspect, and may do so for as long as they like. That must
-// not keep repair from working; a server that is silent may well be lost, and is spared.
+// TestDoubtfulServers: clients cut off from chunk servers make all of them suspect, and may do so for as long as they like.
+// That must not keep repair from working; a server that is silent may well be lost, and is spared.
 func TestDoubtfulServers(t *testing.T) {
 	w := newWorld(t, 1, 7)
 	c := w.full(chunk.Copies(3))
@@ -145,7 +146,8 @@ func TestDoubtfulServers(t *testing.T) {
 	}
 }
 
-// TestShardsAreCountedBeforeTheyAreTold: what a server holds that is drained from now on is not known before somebody has looked.
+// TestShardsAreCountedBeforeTheyAreTold: what a server holds that is drained from now on is not known before somebody has
+// looked.
 func TestShardsAreCountedBeforeTheyAreTold(t *testing.T) {
 	w := newWorld(t, 1, 5)
 	c := w.full(chunk.Copies(3))

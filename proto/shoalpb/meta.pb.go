@@ -3621,8 +3621,8 @@ type RepairState struct {
 	Checked uint64                 `protobuf:"varint,1,opt,name=checked,proto3" json:"checked,omitempty"` // log index of the state that was checked
 	After   uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`     // log index of the command that repaired another part of what that check found; 0: this is the first
 	Fixes   []*StateFix            `protobuf:"bytes,3,rep,name=fixes,proto3" json:"fixes,omitempty"`      // at most 1024
-	// A chunk that this seals, as its owner does not exist, keeps what there is of shards that are not whole where too few are whole
-	// without them. Commands that say so have version 3.
+	// A chunk that this seals, as its owner does not exist, keeps what there is of shards that are not whole where too few are
+	// whole without them. Commands that say so have version 3.
 	Spare         bool `protobuf:"varint,4,opt,name=spare,proto3" json:"spare,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
