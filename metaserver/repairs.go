@@ -108,7 +108,7 @@ func (l *leader) lost(server chunk.ServerID, stored []chunk.ID, damaged bool) er
 // matters tells whether it changes anything that a shard is not whole on a server: it counts there, or will with the next commit.
 func matters(c *namespace.ChunkRecord, server chunk.ServerID, id chunk.ID, damaged bool) bool {
 	shard := c.ShardOn(server)
-	return shard >= 0 && c.Stored(shard) == id && (c.Holds(shard) || damaged && c.Owner != 0)
+	return shard >= 0 && c.Stored(shard) == id && (c.Holds(shard) || damaged && c.Owner != 0 && c.Live > 0)
 }
 
 // scrubbed takes how far a server's scrub is. A new leader learns so of a pass that the one before asked for.

@@ -133,8 +133,9 @@ func (x *tx) loseShards(op *pb.LoseShards) (*pb.Result, error) {
 		}
 		if shard := c.ShardOn(server); shard >= 0 && c.Stored(shard) == stored {
 			c.lose(x, shard, op.Gone)
-			// As it is with StartMoves. Nothing committed: its writer has it all. Too little left: its writer may have more of it.
-			if op.Damaged && (c.Length == 0 || c.Holders() >= c.Layout.Data) {
+			// As it is with StartMoves. Without live bytes the chunk would be deleted, of which its writer may want what is not
+			// committed. Where too little is left its writer may have more of it.
+			if op.Damaged && c.before.Owner != 0 && c.Live > 0 && c.Holders() >= c.Layout.Data {
 				c.Owner = 0
 				c.keep |= 1 << shard
 			}
