@@ -200,8 +200,8 @@ func (s *store) good(id chunk.ID) bool {
 	return false
 }
 
-// supersede removes a chunk from all disks but the one where it was made anew. A disk that cannot do so, or hangs, has it forgotten: it
-// comes back when the directory is next opened, and find knows which of the two is meant.
+// supersede removes a chunk from all disks but the one where it was made anew. A disk that cannot do so, or hangs, has it
+// forgotten: it comes back when the directory is next opened, and find knows which of the two is meant.
 func (s *store) supersede(id chunk.ID, by *disk.Disk) error {
 	var errs []error
 	for _, d := range s.disks {
