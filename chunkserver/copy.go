@@ -20,7 +20,8 @@ const (
 	copyAhead = 3
 	// decodeMemory bounds what is fetched to compute one frame of a shard, in bytes, as far as cells allow.
 	decodeMemory = 2 << 20
-	// stoppedPoll is how often, and stoppedPolls how many times, a copy looks whether the chunk's writer has gone, which was stopped.
+	// stoppedPoll is how often, and stoppedPolls how many times, a copy looks whether the chunk's writer, which was stopped, has
+	// gone.
 	stoppedPoll  = 20 * time.Millisecond
 	stoppedPolls = 250
 	// narrowCell is the cell below which a data shard is cut out of all of the chunk instead of being read cell by cell.
@@ -289,7 +290,8 @@ func (s *Server) makeCopy(ctx context.Context, o *pb.CopyOrder, at *atomic.Point
 	return p.length, nil
 }
 
-// present says whether the shard is here already, durable, and nothing is wrong with it: an order whose answer was lost is repeated.
+// present says whether the shard is here already, durable, and nothing is wrong with it: an order whose answer was lost is
+// repeated.
 func (s *Server) present(ctx context.Context, id chunk.ID, length uint64, at *atomic.Pointer[disk.Disk]) (bool, error) {
 	d := s.store.find(id)
 	if d == nil {
@@ -297,7 +299,8 @@ func (s *Server) present(ctx context.Context, id chunk.ID, length uint64, at *at
 	}
 	at.Store(d)
 	h, ok := d.Held(id)
-	for n := 0; h.Writing && h.Bad && n < stoppedPolls && wait(ctx, stoppedPoll); n++ { // its writer was stopped, and is about to go
+	// The writer of a damaged chunk was stopped, and is about to go.
+	for n := 0; h.Writing && h.Bad && n < stoppedPolls && wait(ctx, stoppedPoll); n++ {
 		h, ok = d.Held(id)
 	}
 	switch {

@@ -2,6 +2,7 @@ package chunkserver
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 
@@ -190,5 +191,31 @@ func TestHungDiskCopies(t *testing.T) {
 		if r := m.result(t, o.Stored); r.Error != "" {
 			t.Errorf("%v", r)
 		}
+	}
+}
+
+// TestOneWriter: while a chunk is being made on a disk that hangs, it is not made on another.
+func TestOneWriter(t *testing.T) {
+	_, s, fs := twoDisks(t)
+	a := s.store.disks[0]
+	fs.hang()
+	awaitTrue(t, "the disk hangs", a.Stalled) // from now on it is not the first choice
+	first := make(chan error, 1)
+	s.store.mu.Lock()
+	s.store.making[1] = true // as of a stream that chose the first disk before
+	s.store.mu.Unlock()
+	go func() {
+		w, err := a.Create(1)
+		if err == nil {
+			err = w.Finish()
+		}
+		first <- err
+	}()
+	if w, err := s.store.create(1); !errors.Is(err, disk.ErrExists) {
+		t.Errorf("a second writer: %v, %v", w, err)
+	}
+	fs.goOn()
+	if err := <-first; err != nil {
+		t.Error(err)
 	}
 }

@@ -19,7 +19,8 @@ const (
 	scrubRest = time.Hour
 	// scrubSeek is what looking for a file costs of the rate, in bytes: about what a disk could read in that time.
 	scrubSeek = 256 << 10
-	// scrubAgain is the pause when a chunk could not be checked for want of descriptors or memory. It is checked later in the round.
+	// scrubAgain is the pause when a chunk could not be checked for want of descriptors or memory. It is checked later in the
+	// round.
 	scrubAgain = 200 * time.Millisecond
 	// maxChecks bounds the chunks of a disk that wait to be checked. The metaserver repeats what is dropped.
 	maxChecks = 4096

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -28,6 +29,9 @@ type store struct {
 	slots []slot
 	disks []*disk.Disk // those of the slots that are open; at least one
 	uuid  [16]byte     // of the server
+
+	mu     sync.Mutex
+	making map[chunk.ID]bool // chunks that create is busy with: no other disk may take one meanwhile
 }
 
 // openStore opens the data directories. One whose device fails is left out; every other error is one of the operator,
@@ -36,7 +40,7 @@ func openStore(dirs []string, opts disk.Options) (*store, error) {
 	if len(dirs) == 0 {
 		return nil, errors.New("no data directory is given")
 	}
-	s := &store{}
+	s := &store{making: map[chunk.ID]bool{}}
 	seen := map[string]bool{}
 	for _, dir := range dirs {
 		if dir = filepath.Clean(dir); seen[dir] {
@@ -107,7 +111,18 @@ func (s *store) identity() disk.Identity { return s.disks[0].Identity() }
 
 // create makes a chunk on the working disk with most free space.
 func (s *store) create(id chunk.ID) (*disk.Writer, error) {
-	if s.find(id) != nil {
+	s.mu.Lock()
+	busy := s.making[id]
+	s.making[id] = true
+	s.mu.Unlock()
+	if !busy {
+		defer func() {
+			s.mu.Lock()
+			delete(s.making, id)
+			s.mu.Unlock()
+		}()
+	}
+	if busy || s.find(id) != nil {
 		return nil, fmt.Errorf("create chunk %v: %w", id, disk.ErrExists)
 	}
 	best := s.roomiest()
@@ -185,8 +200,8 @@ func (s *store) good(id chunk.ID) bool {
 	return false
 }
 
-// supersede removes a chunk from all disks but the one where it was made anew. A disk that cannot do so, or hangs, has it forgotten: it
-// comes back when the directory is next opened, and find knows which of the two is meant.
+// supersede removes a chunk from all disks but the one where it was made anew. A disk that cannot do so, or hangs, has it
+// forgotten: it comes back when the directory is next opened, and find knows which of the two is meant.
 func (s *store) supersede(id chunk.ID, by *disk.Disk) error {
 	var errs []error
 	for _, d := range s.disks {

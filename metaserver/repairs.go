@@ -108,7 +108,7 @@ func (l *leader) lost(server chunk.ServerID, bad []chunk.ID, short map[chunk.ID]
 			switch {
 			case lacks > 0 && counts(c, server, id):
 				lacking = append(lacking, uint64(id))
-			case lacks == 0 && (counts(c, server, id) || c.Owner != 0 && mayCount(c, server, id)):
+			case lacks == 0 && (counts(c, server, id) || c.Owner != 0 && c.Live > 0 && mayCount(c, server, id)):
 				damaged = append(damaged, uint64(id)) // one that is written now would count with the next commit
 			}
 			if lacks > 0 && c.Owner != 0 || lacks == 0 && mayCount(c, server, id) {

@@ -14,8 +14,8 @@
 //   - Nothing that was acknowledged is changed, nor deleted but at Delete's word. Damaged, foreign and unfinished files stay as
 //     they are; the end of a record that did not fit on the disk is cut off, and a chunk that never got a byte is removed.
 //   - A Copy, made of what other servers hold, takes the place of what is there only when all of it is on disk.
-//   - Verify finds every changed byte of a chunk's file that could ever matter, and reads it from the disk to do so. Of a chunk that
-//     is being written it reads from the disk what is there for certain.
+//   - Verify finds every changed byte of a chunk's file that could ever matter, and reads it from the disk to do so. Of a chunk
+//     that is being written it reads from the disk what is there for certain.
 //   - Whoever asks how the disk is (Stats, List, Held) never waits for it: it may hang.
 //   - A chunk takes appends only from the Writer that created it. After a restart it takes none.
 package disk

@@ -163,8 +163,8 @@ func (d *Disk) cutZeros(f File, id chunk.ID, l *loaded) {
 	l.size = end
 }
 
-// sealRecovered writes an index behind everything that is in the file, which is on disk; a torn record before it stays. When that fails, the
-// chunk is as good as before: it will be walked again.
+// sealRecovered writes an index behind everything that is in the file, which is on disk; a torn record before it stays. When that
+// fails, the chunk is as good as before: it will be walked again.
 func (d *Disk) sealRecovered(f File, id chunk.ID, l *loaded) bool {
 	err := d.admit(maxRecordHead + maxIndex)
 	if err == nil {

@@ -49,8 +49,9 @@ func (d *Disk) Verify(ctx context.Context, id chunk.ID, pace func(context.Contex
 	return d.damaged(id, s.file, err)
 }
 
-// Persist makes a chunk durable that is here, contents and name, whoever wrote it and however long ago. That it can be read says nothing
-// about what a loss of power would leave of it: Verify does afterwards, as it then reads from the disk. ErrWriting where it has a Writer.
+// Persist makes a chunk durable that is here, contents and name, whoever wrote it and however long ago. That it can be read says
+// nothing about what a loss of power would leave of it: Verify does afterwards, as it then reads from the disk. ErrWriting where it
+// has a Writer.
 func (d *Disk) Persist(id chunk.ID) error {
 	s, open, err := d.verifiable(id)
 	if open != nil {
@@ -103,7 +104,7 @@ type verifier struct {
 	f     File
 	pace  func(int) error
 	given error // what pace said: why nobody wants to know any more
-	clean int64 // all up to here in the file is on disk: what the kernel remembers of it is dropped. The rest is read from where it is
+	clean int64 // all up to here in the file is on disk: what the kernel remembers of it is dropped before it is read
 
 	size     int64
 	buf      []byte

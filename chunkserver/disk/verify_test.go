@@ -205,7 +205,7 @@ func TestVerifyOpenEveryByte(t *testing.T) {
 		t.Helper()
 		exchange(t, d, b)
 		w.mu.Lock()
-		w.err = nil
+		w.err, w.stopped = nil, make(chan struct{})
 		w.mu.Unlock()
 	}
 	found := int64(0)

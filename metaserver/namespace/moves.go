@@ -145,8 +145,8 @@ func (x *tx) loseShards(op *pb.LoseShards) (*pb.Result, error) {
 		}
 		if shard := c.ShardOn(server); shard >= 0 && c.Stored(shard) == stored {
 			c.lose(x, shard, op.Gone)
-			// As it is with StartMoves. Of what is not committed, or of which too little is left, its writer may have more.
-			if op.Damaged && c.Owner != 0 && c.Length > 0 && c.Holders() >= c.Layout.Data {
+			// As it is with StartMoves. Of what nobody reads, or of which too little is left, its writer may have more.
+			if op.Damaged && c.Owner != 0 && c.Live > 0 && c.Holders() >= c.Layout.Data {
 				c.sealKept()
 				c.keep |= 1 << shard
 			}

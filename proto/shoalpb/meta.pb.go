@@ -3451,8 +3451,8 @@ type LoseShards struct {
 	Server uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
 	Stored []uint64               `protobuf:"fixed64,2,rep,packed,name=stored,proto3" json:"stored,omitempty"`
 	Gone   bool                   `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"` // the server will not come back: they are nowhere
-	// What is held is damaged, rather than missing or too short. A chunk that is still being written is sealed at its committed
-	// length, so that repair may have it: nothing that its writer says later can make the shard count as whole again.
+	// What is held is damaged, rather than missing or too short. A chunk that is still being written, and that files use, is sealed
+	// at its committed length, so that repair may have it: nothing that its writer says later can make the shard count as whole again.
 	Damaged       bool `protobuf:"varint,4,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
