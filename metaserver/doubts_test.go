@@ -139,7 +139,6 @@ func TestShortCopyIsNamedAgain(t *testing.T) {
 			if cut { // now it is as long as it has to be
 				seal.Length, seal.Cut = 1000, true
 			}
-			c.must(c.do(&pb.Op{Op: &pb.Op_SetAttr{SetAttr: &pb.SetAttr{Inode: f.Inode, Size: new(uint64(0))}}}))
 			c.must(c.do(&pb.Op{Op: &pb.Op_SealChunks{SealChunks: &pb.SealChunks{Chunks: []*pb.ChunkCommit{seal}}}}))
 			eventually(t, "nothing is doubtful any more", func() bool { return doubts() == 0 })
 			eventually(t, "it counts only if it is long enough", func() bool { return counts() == cut })
