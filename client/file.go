@@ -350,7 +350,8 @@ func (f *File) ReadDir(n int) ([]fs.DirEntry, error) {
 	return out, pathError("readdir", f.name, err)
 }
 
-// Close publishes what was written and closes the file. An error says that some of it may be lost.
+// Close publishes what was written and closes the file. What is written to a file that stays open is published by itself within some
+// five seconds. An error says that some of it may be lost.
 func (f *File) Close() error {
 	if f.closed.Swap(true) {
 		return &fs.PathError{Op: "close", Path: f.name, Err: fs.ErrClosed}

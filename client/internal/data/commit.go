@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"syscall"
+	"time"
 
 	"github.com/shoalfs/shoalfs/internal/fserr"
 	"github.com/shoalfs/shoalfs/internal/posix"
@@ -57,6 +58,37 @@ func (f *File) Commit(ctx context.Context, durable bool) error {
 		return f.s.writer.syncInode(ctx, f.inode)
 	}
 	return nil
+}
+
+// commitOld publishes what was written a while ago and nobody has asked for since, so that a client that is killed loses little, however
+// long its programs keep their files open. Whether that fails, the next operation on the file says.
+func (s *Store) commitOld() {
+	t := time.NewTicker(s.cfg.CommitAfter / 5)
+	defer t.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case now := <-t.C:
+			for _, f := range s.list() {
+				f.commitOlder(now.Add(-s.cfg.CommitAfter))
+			}
+		}
+	}
+}
+
+// commitOlder publishes what is written if the first of it was before a time. It does not wait, and adds nothing to a long queue.
+func (f *File) commitOlder(than time.Time) {
+	f.mu.Lock()
+	k := len(f.gens)
+	if k == 0 || k > maxGenerations/2 || f.gens[k-1].frozen || f.gens[k-1].empty() || !f.gens[k-1].began.Before(than) {
+		f.mu.Unlock()
+		return
+	}
+	f.freeze(false)
+	f.startCommitter()
+	f.mu.Unlock()
+	f.ship()
 }
 
 // freeze ends the last generation, if anything is in it, and returns the last one to be committed, nil if there is none.

@@ -69,6 +69,7 @@ const (
 	defaultLagTimeout   = time.Second
 	defaultIdleTimeout  = 30 * time.Second
 	defaultSyncAfter    = 2 * time.Second
+	defaultCommitAfter  = 5 * time.Second
 	defaultReadTimeout  = time.Second
 	closePatience       = 3 * time.Second
 )
@@ -86,6 +87,7 @@ type StoreConfig struct {
 	LagTimeout   time.Duration // so long a target alone may hold up what somebody waits for and enough others have; 0: 1 s
 	IdleTimeout  time.Duration // open chunks that nothing was written to for so long are given up; 0: 30 s
 	SyncAfter    time.Duration // written data that servers have only received is brought to their disks after so long; 0: 2 s
+	CommitAfter  time.Duration // what was written is published after so long if nobody asks for it before; 0: 5 s
 	ReadTimeout  time.Duration // a replica that does not answer for so long has the next one asked beside it; 0: 1 s
 }
 
@@ -107,6 +109,7 @@ func (c *StoreConfig) setDefaults() error {
 	setDefault(&c.LagTimeout, defaultLagTimeout)
 	setDefault(&c.IdleTimeout, defaultIdleTimeout)
 	setDefault(&c.SyncAfter, defaultSyncAfter)
+	setDefault(&c.CommitAfter, defaultCommitAfter)
 	setDefault(&c.ReadTimeout, defaultReadTimeout)
 	return nil
 }
@@ -150,6 +153,7 @@ func NewStore(cfg StoreConfig) (*Store, error) {
 	s.writer = newWriter(s)
 	s.metrics = newMetrics(s, cfg.Registerer)
 	s.writer.start()
+	s.tasks.run(s.commitOld)
 	return s, nil
 }
 

@@ -52,7 +52,7 @@ func newFixture(t testing.TB, servers, replicas, minimum int, change ...func(*St
 		x.meta.servers[s.id] = s.address()
 	}
 	cfg := StoreConfig{Meta: x.meta, Pool: x.pool, Memory: 32 << 20, CacheBytes: 16 << 20, Logger: slog.New(slog.DiscardHandler),
-		StallTimeout: testStall, IdleTimeout: time.Minute, ReadTimeout: patience * 100 * time.Millisecond}
+		StallTimeout: testStall, IdleTimeout: time.Minute, CommitAfter: time.Hour, ReadTimeout: patience * 100 * time.Millisecond}
 	for _, c := range change {
 		c(&cfg)
 	}

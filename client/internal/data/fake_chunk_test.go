@@ -36,10 +36,11 @@ type fakeServer struct {
 	stallSync  bool // acknowledge what is to be on disk as received only
 	stallFirst bool // never answer the first frame of a chunk
 	full       bool
-	down       bool // every call fails
-	corrupt    bool // replies do not match their checksums
-	amnesia    bool // no chunk is found
-	partial    bool // acknowledge a part of a frame first
+	rotten     map[chunk.ID]bool // chunks that it finds damaged when more is appended
+	down       bool              // every call fails
+	corrupt    bool              // replies do not match their checksums
+	amnesia    bool              // no chunk is found
+	partial    bool              // acknowledge a part of a frame first
 	frames     int
 	syncs      int
 	reads      int
@@ -209,6 +210,9 @@ func (s *fakeServer) appendFrame(ctx context.Context, head *pb.AppendHeader, pay
 	}
 	if s.failAfter > 0 && payload.Len() > 0 {
 		s.failAfter--
+	}
+	if s.rotten[*id] {
+		return nil, rpc.Error(rpc.ChunkCorrupt, "damaged")
 	}
 	if s.full {
 		return nil, rpc.Error(rpc.DiskFull, "no space")

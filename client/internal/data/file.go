@@ -333,7 +333,7 @@ func (f *File) open(app bool) (*generation, <-chan struct{}) {
 		g := f.gens[k-1]
 		if !g.frozen && (g.append == app || g.empty()) {
 			if g.empty() { // nothing of it belongs to a session yet
-				g.append, g.session = app, f.s.meta.SessionGen()
+				g.append, g.session, g.began = app, f.s.meta.SessionGen(), time.Now()
 			}
 			return g, nil
 		}
@@ -343,7 +343,7 @@ func (f *File) open(app bool) (*generation, <-chan struct{}) {
 			return nil, f.gens[0].done
 		}
 	}
-	g := &generation{append: app, session: f.s.meta.SessionGen(), unset: f.unset, done: make(chan struct{})}
+	g := &generation{append: app, session: f.s.meta.SessionGen(), began: time.Now(), unset: f.unset, done: make(chan struct{})}
 	f.unset = false
 	f.gens = append(f.gens, g)
 	return g, nil

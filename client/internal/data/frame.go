@@ -2,6 +2,7 @@ package data
 
 import (
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/mem"
 
@@ -96,6 +97,7 @@ func (fr *frame) payload() mem.Buffer {
 type generation struct {
 	append  bool
 	session uint64 // Meta.SessionGen when it began
+	began   time.Time
 
 	// Guarded by File.mu:
 	builder   builder

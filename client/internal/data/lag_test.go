@@ -193,7 +193,7 @@ func TestLaggardsAgainstModel(t *testing.T) {
 	for _, policy := range []string{"replicas=3", "ec=4+2"} {
 		t.Run(policy, func(t *testing.T) {
 			x := newCodedFixture(t, 9, policy, func(c *StoreConfig) {
-				c.StallTimeout, c.LagTimeout, c.SyncAfter = patience*100*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
+				c.CommitAfter, c.StallTimeout, c.LagTimeout, c.SyncAfter = 10*time.Millisecond, patience*100*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
 				c.ReadTimeout, c.CacheBytes, c.Memory = 100*time.Millisecond, 2<<20, 8<<20
 			})
 			other := x.second()

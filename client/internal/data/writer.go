@@ -205,10 +205,18 @@ func (w *writer) targetFailed(c *openChunk, t *target, live int, err error) {
 	if w.s.ctx.Err() != nil {
 		return
 	}
-	full := rpc.Kind(err) == rpc.DiskFull
-	w.health.failed(t.server, full, err)
+	kind := rpc.Kind(err)
+	chunkOnly := kind == rpc.ChunkCorrupt || kind == rpc.ChunkNotFound
+	if chunkOnly { // and the server may be well, unless that goes on
+		w.health.late(t.server, time.Now(), 0)
+	} else {
+		w.health.failed(t.server, kind == rpc.DiskFull, err)
+	}
 	w.s.metrics.switches.Inc()
 	w.log.Warn("a chunk server failed while it was written to; going on elsewhere", "server", t.server, "chunk", c.id, "live", live, "minimum", c.minimum, "error", err)
+	if chunkOnly {
+		return
+	}
 	for _, p := range w.pools {
 		for _, o := range slices.Clone(p.spare) {
 			if slices.ContainsFunc(o.targets, func(u *target) bool { return u.server == t.server }) {
