@@ -3,8 +3,10 @@ package data
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
 // TestDamagedTargetIsNoDeadServer: a server that finds a chunk damaged which is being written is left out of that chunk, and of no
@@ -43,4 +45,39 @@ func TestDamagedTargetIsNoDeadServer(t *testing.T) {
 	})
 	mustClose(t, f)
 	mustClose(t, other)
+}
+
+// TestRefusedSealKeepsNoOthersBack: of chunks that are given up together one that the metaserver refuses costs the others nothing.
+func TestRefusedSealKeepsNoOthersBack(t *testing.T) {
+	x := newFixture(t, 3, 3, 2)
+	chunks, err := x.meta.AllocChunks(t.Context(), chunk.Layout{}, 3, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := x.store.writer
+	w.mu.Lock()
+	w.followSession()
+	for _, id := range []uint64{chunks[0].Id, chunks[2].Id, chunks[1].Id} {
+		c := &pb.ChunkCommit{Chunk: id, Seal: true}
+		if id == chunks[2].Id {
+			c.Servers = []uint32{99} // it is on no such server
+		}
+		w.seal(c, w.session)
+	}
+	w.mu.Unlock()
+	for _, c := range chunks[:2] {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			open := false
+			x.meta.with(func(m *fakeMeta) {
+				rec := m.chunks[chunk.ID(c.Id)]
+				open = rec != nil && rec.owner != 0
+			})
+			if !open {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("chunk %d is still open", c.Id)
+			}
+		}
+	}
 }

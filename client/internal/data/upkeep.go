@@ -66,12 +66,19 @@ func (w *writer) sealSome(ctx context.Context) (done bool, err error) {
 		chunks[i] = s.chunk
 	}
 	err = w.meta.SealChunks(ctx, chunks)
-	if errno := refusal(err); err != nil && (errno == 0 || errno == syscall.EAGAIN) {
+	if again(err) {
 		return false, err
 	}
-	if err != nil {
-		// Sealed already, by repair or with an earlier session: nothing is left to do for this client.
-		w.log.Warn("chunks could not be given up", "chunks", n, "first", chunks[0].Chunk, "error", err)
+	if err != nil && n > 1 { // one that is refused keeps the others back
+		for i, c := range chunks {
+			if err = w.meta.SealChunks(ctx, chunks[i:i+1]); again(err) {
+				return false, err
+			} else if err != nil {
+				w.refused(c, err)
+			}
+		}
+	} else if err != nil {
+		w.refused(chunks[0], err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -83,6 +90,18 @@ func (w *writer) sealSome(ctx context.Context) (done bool, err error) {
 		w.sealed = nil
 	}
 	return len(w.sealing) == 0, nil
+}
+
+// again tells whether what failed with err is to be tried again.
+func again(err error) bool {
+	errno := refusal(err)
+	return err != nil && (errno == 0 || errno == syscall.EAGAIN)
+}
+
+// refused says that a chunk was not sealed: repair has done so already, or the session that it is of has ended. Nothing is left to do
+// for this client.
+func (w *writer) refused(c *pb.ChunkCommit, err error) {
+	w.log.Warn("a chunk could not be given up", "chunk", chunk.ID(c.Chunk), "error", err)
 }
 
 // refusal returns the errno with which the metaserver refused, 0 for every other error.
