@@ -47,7 +47,8 @@ type Server struct {
 	mutations atomic.Uint64 // in this leadership
 	reads     atomic.Uint64
 
-	room atomic.Pointer[room] // of the data directory; nil: not known
+	room     atomic.Pointer[room] // of the data directory; nil: not known
+	cornered atomic.Bool          // leads, short of room, and no other metaserver could do so instead
 
 	mu       sync.Mutex
 	cancel   context.CancelFunc // of Run

@@ -49,6 +49,9 @@ func (s *Server) mutate(ctx context.Context, req *pb.MutateRequest) (*pb.Result,
 	if err := validate(req); err != nil {
 		return refusal(err), nil
 	}
+	if s.yields(req.Op) {
+		return nil, rpc.ErrNotLeader("")
+	}
 	s.mutations.Add(1)
 	m := &mutation{l: l, req: req, op: own(req.Op)}
 	if req.Session == 0 {

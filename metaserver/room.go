@@ -77,12 +77,17 @@ func (s *Server) watchRoom(ctx context.Context) error {
 			s.log.Warn("the free space of the data directory is not known", "error", err)
 		} else {
 			s.room.Store(&r)
+			if r.short == noShortage || s.lead.Load() == nil {
+				s.cornered.Store(false)
+			} else {
+				s.cornered.Store(!s.handOver(ctx))
+			}
 			if r.short != was {
 				was = r.short
 				if r.short == noShortage {
 					s.log.Info("the data directory has room again; changes are taken")
 				} else {
-					s.log.Error("the data directory is nearly full; changes that need space are refused", "dir", s.cfg.Dir, "free_bytes", r.free, "needed_bytes", r.need)
+					s.log.Error("the data directory is nearly full; this metaserver gives the lead to one that has room, or refuses changes that need space", "dir", s.cfg.Dir, "free_bytes", r.free, "needed_bytes", r.need)
 				}
 			}
 		}
@@ -92,6 +97,47 @@ func (s *Server) watchRoom(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// handOver has a metaserver with room lead, and tells whether one does so now.
+func (s *Server) handOver(ctx context.Context) bool {
+	var best *pb.MetaMember
+	newest := uint64(0)
+	for _, m := range s.node.Members() {
+		if m.Id == s.cfg.ID || m.State == "unreachable" {
+			continue
+		}
+		st, err := s.statusOf(ctx, m.Address)
+		if err == nil && !st.NoRoom && (best == nil || st.Index > newest) {
+			best, newest = m, st.Index
+		}
+	}
+	if best == nil {
+		return false
+	}
+	err := s.node.HandOver(best.Id)
+	if err != nil {
+		s.log.Warn("could not give the lead to a metaserver that has room", "to", best.Id, "address", best.Address, "error", err)
+		return false
+	}
+	s.log.Info("gave the lead to a metaserver that has room", "to", best.Id, "address", best.Address)
+	return true
+}
+
+// statusOf asks another metaserver how it is.
+func (s *Server) statusOf(ctx context.Context, address string) (*pb.StatusReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, roomInterval)
+	defer cancel()
+	conn, err := s.pool.Get(address)
+	if err != nil {
+		return nil, err
+	}
+	return pb.NewMetaClient(conn).Status(ctx, &pb.StatusRequest{})
+}
+
+// yields tells whether an operation has to wait, as there is no room for it here, until another metaserver leads or none can.
+func (s *Server) yields(op *pb.Op) bool {
+	return len(s.cfg.Peers) > 1 && !s.cornered.Load() && s.fits(op) != nil
 }
 
 // fits says why there is no room for an operation, nil if there is.

@@ -1,7 +1,9 @@
 package metaserver
 
 import (
+	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -105,4 +107,56 @@ func TestFullServers(t *testing.T) {
 		f.mu.Unlock()
 	}
 	eventually(t, "two are down", errno(syscall.EAGAIN))
+}
+
+// The leader that is short of disk has one lead that is not, and no client hears of it; it refuses changes only when all are short.
+func TestLeaderShortOfDiskHandsOver(t *testing.T) {
+	var mu sync.Mutex
+	free := map[string]uint64{} // by directory; else there is much
+	all := group(t, 3, Config{roomOf: func(dir string) (room, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		n, ok := free[dir]
+		if !ok {
+			n = 1 << 40
+		}
+		return measure(n, 1<<41), nil
+	}})
+	short := func(r *running, n uint64) {
+		mu.Lock()
+		defer mu.Unlock()
+		free[r.cfg.Dir] = n
+	}
+	var addrs []string
+	for _, r := range all {
+		addrs = append(addrs, r.Address())
+	}
+	c := call(t, addrs...).open()
+	n := 0
+	make := func() *pb.Result {
+		t.Helper()
+		n++
+		res, err := c.do(create(fmt.Sprint("f", n)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	for range 2 { // one after the other
+		was := find(t, all)
+		short(was, 1<<20)
+		eventually(t, "another leads", func() bool {
+			if res := make(); res.Errno != 0 {
+				t.Fatalf("a change is refused: %v", res)
+			}
+			l := find(t, all)
+			return l != was
+		})
+	}
+	short(find(t, all), 1<<20)
+	eventually(t, "changes are refused", func() bool { return make().Errno == uint32(syscall.ENOSPC) })
+	for _, r := range all {
+		short(r, 1<<40)
+	}
+	eventually(t, "changes are taken", func() bool { return make().Errno == 0 })
 }

@@ -242,6 +242,18 @@ func (n *Node) publish(leads bool) {
 	}
 }
 
+// HandOver makes another member the leader, once it has all of the log. It returns when that is done, or tried for about as long as
+// an election takes.
+func (n *Node) HandOver(id uint64) error {
+	want := raft.ServerID(strconv.FormatUint(id, 10))
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		if s.ID == want {
+			return n.raft.LeadershipTransferToServer(s.ID, s.Address).Error()
+		}
+	}
+	return fmt.Errorf("consensus: metaserver %d is no member", id)
+}
+
 // leave ends this node's part in the group, once: what was proposed is answered, the leadership is handed over if there is
 // somebody to take it, and raft ends.
 func (n *Node) leave() {
