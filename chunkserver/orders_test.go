@@ -195,3 +195,14 @@ func TestThrottle(t *testing.T) {
 		wg.Wait()
 	})
 }
+
+// TestHeartbeatsAsOftenAsWanted: the metaserver says how often it wants to hear of a server, which may be more often than that would.
+func TestHeartbeatsAsOftenAsWanted(t *testing.T) {
+	m := newMeta(t)
+	s := start(t, Config{Dirs: []string{t.TempDir()}, Meta: []string{m.srv.Address()}, Heartbeat: time.Hour})
+	s.awaitReady(t)
+	m.order(t, s, &pb.HeartbeatReply{Term: 1, EveryMs: 20})
+	var before int
+	m.update(func() { before = m.beats })
+	m.until(t, "heartbeats", func() bool { return m.beats >= before+5 })
+}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/shoalfs/shoalfs/chunkserver/disk"
@@ -109,7 +110,7 @@ func (s *Server) serveLeader(ctx context.Context, addr string) (joined bool, err
 	if err != nil {
 		return false, err
 	}
-	b := &beater{s: s, stream: stream, inventory: make(chan struct{}, 1), ended: make(chan error, 1)}
+	b := &beater{s: s, stream: stream, inventory: make(chan struct{}, 1), paced: make(chan struct{}, 1), ended: make(chan error, 1)}
 	s.follow(b)
 	s.receivers.Go(b.receive)
 	err = b.run(ctx, addr)
@@ -182,6 +183,8 @@ type beater struct {
 	s         *Server
 	stream    pb.Registry_HeartbeatClient
 	inventory chan struct{} // 1: an inventory is wanted
+	paced     chan struct{} // 1: every has changed
+	every     atomic.Uint32 // at most so many milliseconds are to pass between heartbeats
 	ended     chan error    // why the stream ended
 	lasted    bool          // a first interval has gone by
 }
@@ -194,6 +197,9 @@ func (b *beater) receive() {
 			return
 		}
 		b.s.obey(b, reply)
+		if reply.EveryMs > 0 && b.every.Swap(reply.EveryMs) != reply.EveryMs {
+			notify(b.paced)
+		}
 		if reply.WantInventory {
 			notify(b.inventory)
 		}
@@ -226,6 +232,8 @@ func (b *beater) run(ctx context.Context, addr string) error {
 		case <-tick.C:
 			b.lasted = true
 			err = b.send(s.heartbeat())
+		case <-b.paced:
+			tick.Reset(min(s.cfg.Heartbeat, max(time.Duration(b.every.Load())*time.Millisecond, beatGap)))
 		case <-s.beat:
 			if !wait(ctx, time.Until(last.Add(beatGap))) {
 				return ctx.Err()

@@ -25,6 +25,8 @@ const (
 	maxFinished    = 4096             // chunks in one FinishDeletions
 	deletionsAgain = 10 * time.Second // when a chunk server is told again what it did not answer
 	inventoryEvery = time.Hour
+	// beatsBeforeSuspect is how many heartbeats in a row are missing of a server that is suspect.
+	beatsBeforeSuspect = 3
 )
 
 // registryService answers chunk servers.
@@ -199,6 +201,7 @@ func (h *heartbeats) tell() error {
 	l := h.l
 	reply := &pb.HeartbeatReply{
 		Term: l.term, Delete: h.order(time.Now()), Copies: l.orders(h.id), Check: l.takeChecks(h.id), CopyRate: l.copyRate(),
+		EveryMs: uint32((l.s.cfg.SuspectAfter / beatsBeforeSuspect).Milliseconds()),
 	}
 	l.mu.Lock()
 	reply.ScrubPass = l.scrubPass

@@ -6437,6 +6437,7 @@ type HeartbeatReply struct {
 	Check         []uint64               `protobuf:"fixed64,5,rep,packed,name=check,proto3" json:"check,omitempty"`                  // stored ids to be checked soon: a client says that they are bad
 	ScrubPass     uint64                 `protobuf:"varint,6,opt,name=scrub_pass,json=scrubPass,proto3" json:"scrub_pass,omitempty"` // number of the newest full scrub that was asked for; 0: none was
 	CopyRate      uint64                 `protobuf:"varint,7,opt,name=copy_rate,json=copyRate,proto3" json:"copy_rate,omitempty"`    // bytes a second that copies may write here, all together; 0: no limit
+	EveryMs       uint32                 `protobuf:"varint,8,opt,name=every_ms,json=everyMs,proto3" json:"every_ms,omitempty"`       // a heartbeat is wanted at least so often; 0: every second does
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6516,6 +6517,13 @@ func (x *HeartbeatReply) GetScrubPass() uint64 {
 func (x *HeartbeatReply) GetCopyRate() uint64 {
 	if x != nil {
 		return x.CopyRate
+	}
+	return 0
+}
+
+func (x *HeartbeatReply) GetEveryMs() uint32 {
+	if x != nil {
+		return x.EveryMs
 	}
 	return 0
 }
@@ -7418,7 +7426,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\vChunkReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x10\n" +
-	"\x03bad\x18\x03 \x01(\bR\x03bad\"\xe2\x01\n" +
+	"\x03bad\x18\x03 \x01(\bR\x03bad\"\xfd\x01\n" +
 	"\x0eHeartbeatReply\x12\x16\n" +
 	"\x06delete\x18\x01 \x03(\x06R\x06delete\x12%\n" +
 	"\x0ewant_inventory\x18\x02 \x01(\bR\rwantInventory\x12\x12\n" +
@@ -7427,7 +7435,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x05check\x18\x05 \x03(\x06R\x05check\x12\x1d\n" +
 	"\n" +
 	"scrub_pass\x18\x06 \x01(\x04R\tscrubPass\x12\x1b\n" +
-	"\tcopy_rate\x18\a \x01(\x04R\bcopyRate\"\xb6\x02\n" +
+	"\tcopy_rate\x18\a \x01(\x04R\bcopyRate\x12\x19\n" +
+	"\bevery_ms\x18\b \x01(\rR\aeveryMs\"\xb6\x02\n" +
 	"\tCopyOrder\x12\x16\n" +
 	"\x06stored\x18\x01 \x01(\x06R\x06stored\x12+\n" +
 	"\x06source\x18\x02 \x01(\v2\x13.shoal.v1.ChunkInfoR\x06source\x12.\n" +
