@@ -22,6 +22,11 @@ func TestRandomOperationsWhileServersDie(t *testing.T) {
 	if _, err := c.shoal("policy", "set", "shoal:/", "ec=4+2"); err != nil {
 		t.Fatal(err)
 	}
+	for _, p := range c.chunks {
+		p.end(syscall.SIGKILL)
+		p.apart = true
+	}
+	c.all(c.chunks, (*process).start)
 	stop := make(chan struct{})
 	var killer sync.WaitGroup
 	kills := 0

@@ -75,11 +75,21 @@ type process struct {
 	log  string // file that gets its standard error
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has been reaped
+
+	// apart is whether it is started by a shell of its own: while this process has files open on a mount, what it starts itself
+	// first closes its copies of them, which flushes them, and so waits for the very servers that are to be started.
+	apart bool
+	again io.Writer // a line to it starts the program once more; nil: there is no shell yet
+	lines chan string
 }
 
 // start runs the process and waits until it prints "ready".
 func (p *process) start() {
 	p.t.Helper()
+	if p.apart {
+		p.startApart()
+		return
+	}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		p.t.Fatal(err)
@@ -113,6 +123,78 @@ func (p *process) start() {
 	case <-time.After(patience):
 		p.t.Fatalf("%s is not ready after %v\n%s", p.name, patience, tail(p.log))
 	}
+}
+
+// startApart has the shell start the process and waits until it prints "ready".
+func (p *process) startApart() {
+	p.t.Helper()
+	if p.again == nil {
+		p.startShell()
+	}
+	if _, err := fmt.Fprintln(p.again); err != nil {
+		p.t.Fatal(err)
+	}
+	timeout := time.After(patience)
+	for {
+		select {
+		case line := <-p.lines:
+			var pid int
+			switch _, err := fmt.Sscanf(line, "pid %d", &pid); {
+			case err == nil:
+				started, err := os.FindProcess(pid)
+				if err != nil {
+					p.t.Fatal(err)
+				}
+				p.cmd, p.done = &exec.Cmd{Process: started}, make(chan struct{})
+			case line == "ended":
+				p.t.Fatalf("%s ended before it was ready\n%s", p.name, tail(p.log))
+			case line == "ready":
+				go func(done chan struct{}) {
+					for line := range p.lines {
+						if line == "ended" {
+							break
+						}
+					}
+					close(done)
+				}(p.done)
+				return
+			}
+		case <-timeout:
+			p.t.Fatalf("%s is not ready after %v\n%s", p.name, patience, tail(p.log))
+		}
+	}
+}
+
+func (p *process) startShell() {
+	p.t.Helper()
+	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }() // the child has its own descriptor
+	script := `while read -r _; do "$@" & echo "pid $!"; wait "$!"; echo ended; done`
+	shell := exec.Command("sh", append([]string{"-c", script, "sh", shoalBinary(p.t)}, p.args...)...)
+	shell.Stderr = log
+	in, err := shell.StdinPipe()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	out, err := shell.StdoutPipe()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := shell.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.again, p.lines = in, make(chan string, 16)
+	go func() {
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			p.lines <- lines.Text()
+		}
+		close(p.lines)
+		_ = shell.Wait() // how it ended is of no interest
+	}()
+	p.t.Cleanup(func() { _ = in.Close() }) // it ends when the program has
 }
 
 // signal sends a signal and, for one that ends the process, waits until it is gone.

@@ -99,8 +99,11 @@ func (r *run) watch() *time.Timer {
 	return time.AfterFunc(patience, func() {
 		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
 		if m, ok := r.target.(*mountTarget); ok {
-			for _, p := range []*process{m.main, m.cluster} { // the test has failed
-				_ = p.cmd.Process.Kill()
+			for _, p := range []*process{m.main, m.cluster} { // the test has failed; their logs say what they were at
+				_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+				<-p.done
+				log, _ := os.ReadFile(p.log)
+				fmt.Fprintf(os.Stderr, "--- the end of %s's log\n%s\n", p.name, log[max(0, len(log)-200_000):])
 			}
 			_ = testenv.Detach(m.dir)
 		}
