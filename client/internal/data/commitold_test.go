@@ -57,3 +57,17 @@ func TestForgottenWriteThatFails(t *testing.T) {
 	}
 	mustClose(t, f)
 }
+
+// TestForgottenWriteThatFailsIsSaidInTheEnd: when no operation follows, the end of the Store says it.
+func TestForgottenWriteThatFailsIsSaidInTheEnd(t *testing.T) {
+	x := newFixture(t, 3, 3, 2, func(c *StoreConfig) { c.CommitAfter = 50 * time.Millisecond })
+	x.meta.with(func(m *fakeMeta) {
+		m.onCommit = func(*pb.Commit) error { return fserr.New(syscall.EDQUOT, "too much") }
+	})
+	f := x.file()
+	mustWrite(t, f, pattern(100_000, 1), 0)
+	eventually(t, "it has failed", func() bool { return f.Losses() > 0 })
+	if err := x.store.Close(); !errors.Is(err, syscall.EDQUOT) {
+		t.Errorf("close the store: %v, want EDQUOT", err)
+	}
+}

@@ -456,6 +456,13 @@ func (f *File) takeError() error {
 	return err
 }
 
+// owes tells whether there is an error that nobody has heard of yet.
+func (f *File) owes() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err != nil
+}
+
 // notice looks whether bytes were lost.
 func (f *File) notice() {
 	session := f.s.meta.SessionGen()
