@@ -14,6 +14,8 @@ import (
 
 const (
 	roomInterval = time.Second
+	// handOverAgain is how long after one that failed the lead is given away again: while that is tried nothing is proposed.
+	handOverAgain = 15 * time.Second
 	// A metaserver with less free space than this, or a twentieth of a small disk, takes nothing that makes the metadata grow;
 	// with less than a quarter of that, only what makes it shrink. The log and the database take room before they give any back.
 	leastRoom = 256 << 20
@@ -72,16 +74,26 @@ func (s *Server) watchRoom(ctx context.Context) error {
 	t := time.NewTicker(roomInterval)
 	defer t.Stop()
 	was := noShortage
+	reached := uint64(0)    // applied a while ago
+	var notBefore time.Time // the lead is not given away before that
 	for {
 		if r, err := s.cfg.roomOf(s.cfg.Dir); err != nil {
 			s.log.Warn("the free space of the data directory is not known", "error", err)
 		} else {
 			s.room.Store(&r)
-			if r.short == noShortage || s.lead.Load() == nil {
+			switch {
+			case r.short == noShortage || s.lead.Load() == nil:
 				s.cornered.Store(false)
-			} else {
-				s.cornered.Store(!s.handOver(ctx))
+			case time.Now().After(notBefore):
+				done, err := s.handOver(ctx, reached)
+				if err != nil {
+					notBefore = time.Now().Add(handOverAgain)
+				}
+				s.cornered.Store(!done)
+			default:
+				s.cornered.Store(true)
 			}
+			reached = s.db.Applied()
 			if r.short != was {
 				was = r.short
 				if r.short == noShortage {
@@ -99,8 +111,9 @@ func (s *Server) watchRoom(ctx context.Context) error {
 	}
 }
 
-// handOver has a metaserver with room lead, and tells whether one does so now.
-func (s *Server) handOver(ctx context.Context) bool {
+// handOver has a metaserver with room lead, and tells whether one does so now. An error: one that could would not. reached is what was
+// applied here a while ago.
+func (s *Server) handOver(ctx context.Context, reached uint64) (bool, error) {
 	var best *pb.MetaMember
 	newest := uint64(0)
 	for _, m := range s.node.Members() {
@@ -108,21 +121,25 @@ func (s *Server) handOver(ctx context.Context) bool {
 			continue
 		}
 		st, err := s.statusOf(ctx, m.Address)
-		if err == nil && !st.NoRoom && (best == nil || st.Index > newest) {
+		if err == nil && mayLead(st, reached) && (best == nil || st.Index > newest) {
 			best, newest = m, st.Index
 		}
 	}
 	if best == nil {
-		return false
+		return false, nil
 	}
-	err := s.node.HandOver(best.Id)
-	if err != nil {
+	if err := s.node.HandOver(best.Id); err != nil {
 		s.log.Warn("could not give the lead to a metaserver that has room", "to", best.Id, "address", best.Address, "error", err)
-		return false
+		return false, err
 	}
 	s.log.Info("gave the lead to a metaserver that has room", "to", best.Id, "address", best.Address)
-	return true
+	return true, nil
 }
+
+// mayLead tells whether the lead can be given to a metaserver that says this of itself. One that is behind, as it is being sent a
+// snapshot or its disk hangs, would hold up every change for as long as that lasts: raft takes none from the moment on that it is told
+// to give the lead away, and may not be able to end that while such a one does not answer.
+func mayLead(st *pb.StatusReply, reached uint64) bool { return !st.NoRoom && st.Index >= reached }
 
 // statusOf asks another metaserver how it is.
 func (s *Server) statusOf(ctx context.Context, address string) (*pb.StatusReply, error) {

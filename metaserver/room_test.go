@@ -25,6 +25,18 @@ func TestMeasure(t *testing.T) {
 	}
 }
 
+// The lead is not given to a metaserver that is short of disk, too, or far behind: nothing is proposed until that one has caught up.
+func TestMayLead(t *testing.T) {
+	for _, c := range []struct {
+		st   *pb.StatusReply
+		want bool
+	}{{&pb.StatusReply{Index: 100}, true}, {&pb.StatusReply{Index: 101}, true}, {&pb.StatusReply{Index: 99}, false}, {&pb.StatusReply{Index: 100, NoRoom: true}, false}} {
+		if got := mayLead(c.st, 100); got != c.want {
+			t.Errorf("%v: %v", c.st, got)
+		}
+	}
+}
+
 // A metaserver short of disk refuses what needs space, takes what gives some back, and recovers by itself. What was done
 // before is answered as it was.
 func TestShortOfDisk(t *testing.T) {
