@@ -25,15 +25,21 @@ func TestMeasure(t *testing.T) {
 	}
 }
 
-// The lead is not given to a metaserver that is short of disk, too, or far behind: nothing is proposed until that one has caught up.
-func TestMayLead(t *testing.T) {
-	for _, c := range []struct {
-		st   *pb.StatusReply
-		want bool
-	}{{&pb.StatusReply{Index: 100}, true}, {&pb.StatusReply{Index: 101}, true}, {&pb.StatusReply{Index: 99}, false}, {&pb.StatusReply{Index: 100, NoRoom: true}, false}} {
-		if got := mayLead(c.st, 100); got != c.want {
-			t.Errorf("%v: %v", c.st, got)
-		}
+// The lead is given to nobody who is far behind: nothing is proposed until that one has caught up. Changes wait a while for that, and
+// are refused then.
+func TestNoLeadForWhoIsBehind(t *testing.T) {
+	all := group(t, 3, Config{roomOf: func(string) (room, error) { return measure(1<<40, 1<<41), nil }})
+	l := find(t, all)
+	far := &handing{reached: 1 << 40}
+	now := time.Now()
+	if l.handOver(t.Context(), far, now) {
+		t.Error("changes are refused though others have room and may catch up")
+	}
+	if !l.handOver(t.Context(), far, now.Add(handOverPatience+1)) {
+		t.Error("changes wait for ever")
+	}
+	if find(t, all) != l {
+		t.Error("another leads")
 	}
 }
 
