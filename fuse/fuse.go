@@ -57,6 +57,7 @@ type Options struct {
 type Server struct {
 	dir   string
 	conn  string // number of the connection under /sys/fs/fuse/connections
+	raw   *gofuse.Server
 	fs    *filesystem
 	log   *slog.Logger
 	stop  context.CancelFunc
@@ -101,8 +102,9 @@ func Mount(ctx context.Context, fsys *client.FS, dir string, o Options) (*Server
 		unregister()
 		return nil, fmt.Errorf("mount on %s: %w", dir, err)
 	}
+	s.raw = raw
 	f.low.Observe(f.kernel)
-	go s.serve(raw)
+	go s.serve()
 	if err := raw.WaitMount(); err != nil {
 		return nil, errors.Join(fmt.Errorf("mount on %s: %w", dir, err), s.Unmount())
 	}
@@ -137,8 +139,8 @@ func findRoot(ctx context.Context, low *client.Low, cred client.Cred, subdir str
 }
 
 // serve answers the kernel until the mount is gone.
-func (s *Server) serve(raw *gofuse.Server) {
-	raw.Serve()
+func (s *Server) serve() {
+	s.raw.Serve()
 	close(s.fs.unmounted)
 	s.fs.kernel.close()
 	s.fs.lost.held.Wait()
@@ -217,13 +219,17 @@ func (s *Server) Unmount() error {
 			return nil
 		case <-time.After(elsewhereAfter):
 		}
+		if !s.mounted() { // files that were closed are still being committed
+			<-s.done
+			return nil
+		}
 		s.log.Warn("another mount namespace has the mount, too, such as that of a container; it fails there from now on", "dir", s.dir)
 		s.commitOpen()
 	}
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", s.dir, err)
 	}
-	if !s.abort() {
+	if s.mounted() && !s.abort() {
 		return nil // the connection ends with this process
 	}
 	<-s.done
@@ -239,6 +245,10 @@ func (s *Server) commitOpen() {
 	defer cancel()
 	s.fs.flushAll(ctx)
 }
+
+// mounted tells whether the kernel has the file system mounted, wherever that is. When it has not, the number of the connection may be
+// that of another mount already.
+func (s *Server) mounted() bool { return s.raw.InodeNotify(gofuse.FUSE_ROOT_ID, -1, 0).Ok() }
 
 // abort ends the connection to the kernel of a detached mount, which otherwise lasts until the last program has closed its
 // files there, and says whether it could.

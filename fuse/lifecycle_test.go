@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shoalfs/shoalfs/client"
 	"github.com/shoalfs/shoalfs/fuse"
 	"github.com/shoalfs/shoalfs/internal/testenv"
 )
@@ -195,6 +196,38 @@ func TestUnmountCopied(t *testing.T) {
 	must(t, s.Unmount())
 	dir, _ = mountAt(t, fuse.Options{Subdir: sub})
 	if got := string(read(t, dir+"/f")); got != "written" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// slowToForget is another client that takes its time to give up what it has cached.
+type slowToForget time.Duration
+
+func (d slowToForget) Revoked(_ client.Ino, done func()) { time.AfterFunc(time.Duration(d), done) }
+
+// TestUnmountWaitsForCommits that take longer than the kernel to let the mount go.
+func TestUnmountWaitsForCommits(t *testing.T) {
+	sub := newSubdir(t)
+	dir, s := mountAt(t, fuse.Options{Subdir: sub})
+	write(t, dir+"/f", strings.Repeat("x", 4096))
+	other := dial(t)
+	other.Low().Observe(slowToForget(4 * time.Second))
+	_, err := other.Stat(t.Context(), sub+"/f")
+	must(t, err)
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), mapAndLeave+"="+dir+"/f")
+	if out, err := child.CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	must(t, s.Unmount())
+	select {
+	case <-s.Done():
+	default:
+		t.Error("it did not wait")
+	}
+	b, err := dial(t).ReadFile(t.Context(), sub+"/f")
+	must(t, err)
+	if got := string(b[:7]); got != "changed" {
 		t.Errorf("got %q", got)
 	}
 }

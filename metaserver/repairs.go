@@ -96,7 +96,7 @@ func (l *leader) takeChecks(server chunk.ServerID) []uint64 {
 // them made anew. Where a shard may be counted as whole later, as somebody writes the chunk, or the shard is on its way there,
 // that is remembered.
 func (l *leader) lost(server chunk.ServerID, bad []chunk.ID, short map[chunk.ID]uint64) error {
-	var damaged, lacking []uint64
+	var written, others []uint64 // the damaged ones of chunks that are being written, and all else
 	doubts := map[placed]uint64{}
 	if err := l.s.db.ViewContext(l.ctx, func(r kv.Reader) error {
 		for _, id := range slices.Concat(bad, slices.Sorted(maps.Keys(short))) {
@@ -106,10 +106,10 @@ func (l *leader) lost(server chunk.ServerID, bad []chunk.ID, short map[chunk.ID]
 			}
 			lacks := short[id]
 			switch {
-			case lacks > 0 && counts(c, server, id):
-				lacking = append(lacking, uint64(id))
+			case counts(c, server, id) && (lacks > 0 || c.Owner == 0):
+				others = append(others, uint64(id))
 			case lacks == 0 && (counts(c, server, id) || c.Owner != 0 && c.Live > 0 && mayCount(c, server, id)):
-				damaged = append(damaged, uint64(id)) // one that is written now would count with the next commit
+				written = append(written, uint64(id)) // what does not count now would with the next commit
 			}
 			if lacks > 0 && c.Owner != 0 || lacks == 0 && mayCount(c, server, id) {
 				doubts[placed{server, id}] = lacks
@@ -126,7 +126,7 @@ func (l *leader) lost(server chunk.ServerID, bad []chunk.ID, short map[chunk.ID]
 		}
 	}
 	l.mu.Unlock()
-	return errors.Join(l.lose(server, damaged, true), l.lose(server, lacking, false))
+	return errors.Join(l.lose(server, written, true), l.lose(server, others, false))
 }
 
 // lose records that shards are damaged, or else that they are missing or too short.

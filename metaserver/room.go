@@ -14,6 +14,10 @@ import (
 
 const (
 	roomInterval = time.Second
+	// handOverAgain is how long after one that failed the lead is given away again: while that is tried nothing is proposed.
+	handOverAgain = 15 * time.Second
+	// handOverPatience is how long changes wait for a metaserver that has room and cannot lead yet, before they are refused.
+	handOverPatience = 10 * time.Second
 	// A metaserver with less free space than this, or a twentieth of a small disk, takes nothing that makes the metadata grow;
 	// with less than a quarter of that, only what makes it shrink. The log and the database take room before they give any back.
 	leastRoom = 256 << 20
@@ -72,16 +76,19 @@ func (s *Server) watchRoom(ctx context.Context) error {
 	t := time.NewTicker(roomInterval)
 	defer t.Stop()
 	was := noShortage
+	var h handing
 	for {
 		if r, err := s.cfg.roomOf(s.cfg.Dir); err != nil {
 			s.log.Warn("the free space of the data directory is not known", "error", err)
 		} else {
 			s.room.Store(&r)
 			if r.short == noShortage || s.lead.Load() == nil {
+				h.since = time.Time{}
 				s.cornered.Store(false)
 			} else {
-				s.cornered.Store(!s.handOver(ctx))
+				s.cornered.Store(s.handOver(ctx, &h, time.Now()))
 			}
+			h.reached = s.db.Applied()
 			if r.short != was {
 				was = r.short
 				if r.short == noShortage {
@@ -99,30 +106,58 @@ func (s *Server) watchRoom(ctx context.Context) error {
 	}
 }
 
-// handOver has a metaserver with room lead, and tells whether one does so now.
-func (s *Server) handOver(ctx context.Context) bool {
-	var best *pb.MetaMember
+// handing is what is remembered of giving the lead away for want of room.
+type handing struct {
+	since     time.Time // when there was none any more
+	notBefore time.Time // when it is tried again
+	reached   uint64    // what was applied here a while ago
+}
+
+// handOver has a metaserver with room lead, and tells whether none can: then changes are refused.
+func (s *Server) handOver(ctx context.Context, h *handing, now time.Time) (cornered bool) {
+	if h.since.IsZero() {
+		h.since = now
+	}
+	waited := now.Sub(h.since) > handOverPatience
+	if now.Before(h.notBefore) {
+		return waited
+	}
+	heir, roomy := s.heir(ctx, h.reached)
+	if heir == nil {
+		return waited || !roomy
+	}
+	if err := s.node.HandOver(heir.Id); err != nil {
+		s.log.Warn("could not give the lead to a metaserver that has room", "to", heir.Id, "address", heir.Address, "error", err)
+		h.notBefore = now.Add(handOverAgain)
+		return waited
+	}
+	s.log.Info("gave the lead to a metaserver that has room", "to", heir.Id, "address", heir.Address)
+	return false
+}
+
+// heir returns who can lead, nil if nobody can now, and whether anybody has the room to.
+func (s *Server) heir(ctx context.Context, reached uint64) (best *pb.MetaMember, roomy bool) {
 	newest := uint64(0)
 	for _, m := range s.node.Members() {
 		if m.Id == s.cfg.ID || m.State == "unreachable" {
 			continue
 		}
 		st, err := s.statusOf(ctx, m.Address)
-		if err == nil && !st.NoRoom && (best == nil || st.Index > newest) {
+		if err != nil || st.NoRoom {
+			continue
+		}
+		roomy = true
+		if mayLead(st, reached) && (best == nil || st.Index > newest) {
 			best, newest = m, st.Index
 		}
 	}
-	if best == nil {
-		return false
-	}
-	err := s.node.HandOver(best.Id)
-	if err != nil {
-		s.log.Warn("could not give the lead to a metaserver that has room", "to", best.Id, "address", best.Address, "error", err)
-		return false
-	}
-	s.log.Info("gave the lead to a metaserver that has room", "to", best.Id, "address", best.Address)
-	return true
+	return best, roomy
 }
+
+// mayLead tells whether the lead can be given to a metaserver that has room and says this of itself. One that is behind, as it is being
+// sent a snapshot or its disk hangs, would hold up every change for as long as that lasts: raft takes none from the moment on that it
+// is told to give the lead away, and may not be able to end that while such a one does not answer.
+func mayLead(st *pb.StatusReply, reached uint64) bool { return st.Index >= reached }
 
 // statusOf asks another metaserver how it is.
 func (s *Server) statusOf(ctx context.Context, address string) (*pb.StatusReply, error) {

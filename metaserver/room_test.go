@@ -25,6 +25,24 @@ func TestMeasure(t *testing.T) {
 	}
 }
 
+// The lead is given to nobody who is far behind: nothing is proposed until that one has caught up. Changes wait a while for that, and
+// are refused then.
+func TestNoLeadForWhoIsBehind(t *testing.T) {
+	all := group(t, 3, Config{roomOf: func(string) (room, error) { return measure(1<<40, 1<<41), nil }})
+	l := find(t, all)
+	far := &handing{reached: 1 << 40}
+	now := time.Now()
+	if l.handOver(t.Context(), far, now) {
+		t.Error("changes are refused though others have room and may catch up")
+	}
+	if !l.handOver(t.Context(), far, now.Add(handOverPatience+1)) {
+		t.Error("changes wait for ever")
+	}
+	if find(t, all) != l {
+		t.Error("another leads")
+	}
+}
+
 // A metaserver short of disk refuses what needs space, takes what gives some back, and recovers by itself. What was done
 // before is answered as it was.
 func TestShortOfDisk(t *testing.T) {

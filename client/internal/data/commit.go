@@ -81,7 +81,7 @@ func (s *Store) commitOld() {
 func (f *File) commitOlder(than time.Time) {
 	f.mu.Lock()
 	k := len(f.gens)
-	if k == 0 || k > maxGenerations/2 || f.gens[k-1].frozen || f.gens[k-1].empty() || !f.gens[k-1].began.Before(than) {
+	if k == 0 || f.appending || k > maxGenerations/2 || f.gens[k-1].frozen || f.gens[k-1].empty() || !f.gens[k-1].began.Before(than) {
 		f.mu.Unlock()
 		return
 	}

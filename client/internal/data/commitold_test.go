@@ -57,3 +57,58 @@ func TestForgottenWriteThatFails(t *testing.T) {
 	}
 	mustClose(t, f)
 }
+
+// TestForgottenWriteThatFailsIsSaidInTheEnd: when no operation follows, the end of the Store says it.
+func TestForgottenWriteThatFailsIsSaidInTheEnd(t *testing.T) {
+	x := newFixture(t, 3, 3, 2, func(c *StoreConfig) { c.CommitAfter = 50 * time.Millisecond })
+	x.meta.with(func(m *fakeMeta) {
+		m.onCommit = func(*pb.Commit) error { return fserr.New(syscall.EDQUOT, "too much") }
+	})
+	f := x.file()
+	mustWrite(t, f, pattern(100_000, 1), 0)
+	eventually(t, "it has failed", func() bool { return f.Losses() > 0 })
+	if err := x.store.Close(); !errors.Is(err, syscall.EDQUOT) {
+		t.Errorf("close the store: %v, want EDQUOT", err)
+	}
+}
+
+// TestForgottenAppendIsNotSplit: others cannot append in the midst of one append, however long that waits for memory.
+func TestForgottenAppendIsNotSplit(t *testing.T) {
+	x := newFixture(t, 3, 3, 2, func(c *StoreConfig) { c.CommitAfter, c.Memory = 50*time.Millisecond, minMemory })
+	longest := uint64(0)
+	x.meta.with(func(m *fakeMeta) {
+		m.onCommit = func(c *pb.Commit) error {
+			n := uint64(0)
+			for _, e := range c.Extents {
+				n += e.Length
+			}
+			longest = max(longest, n)
+			return nil
+		}
+	})
+	for _, s := range x.servers {
+		s.set(func(s *fakeServer) { s.stall = true })
+	}
+	f := x.file()
+	want := pattern(2*minMemory, 1)
+	done := make(chan error, 1)
+	go func() {
+		_, err := f.Append(x.ctx(), want)
+		done <- err
+	}()
+	eventually(t, "much is written", func() bool { return f.Size() > minMemory/2 })
+	time.Sleep(4 * x.store.cfg.CommitAfter)
+	for _, s := range x.servers {
+		s.heal()
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, f)
+	checkContent(t, x.second().open(f.inode), want)
+	x.meta.with(func(*fakeMeta) {
+		if longest != uint64(len(want)) {
+			t.Errorf("the longest commit is of %d bytes, the append of %d", longest, len(want))
+		}
+	})
+}

@@ -185,7 +185,7 @@ func (s *Store) Close() error {
 	errs := make([]error, len(files))
 	var commits sync.WaitGroup
 	for i, f := range files { // all at once: one that has to wait must not take the time of the others
-		if f.Dirty() {
+		if f.Dirty() || f.owes() {
 			commits.Go(func() { errs[i] = f.finish(ctx) })
 		}
 	}

@@ -46,6 +46,7 @@ type File struct {
 	current    *generation   // what it is at
 	unsent     []*frame      // cut, not shipped yet
 	unset      bool          // who writes next may not keep set-id bits
+	appending  bool          // an append that is longer than a buffer runs: nothing in the background splits it between two commits
 	ahead      readahead
 }
 
@@ -214,6 +215,11 @@ func (f *File) write(ctx context.Context, p []byte, off uint64, app bool) (int, 
 	if f.s.closed.Load() {
 		return 0, fserr.New(syscall.EIO, "write inode %d: the file system is closed", f.inode)
 	}
+	if app && len(p) > largestBuffer {
+		f.commitOlder(time.Now().Add(-f.s.cfg.CommitAfter)) // it was perhaps put off for the append before
+		f.setAppending(true)
+		defer f.setAppending(false)
+	}
 	done := 0
 	for first := true; first || done < len(p); first = false {
 		n, want, err := f.buffer(p[done:], off+uint64(done), app)
@@ -226,6 +232,12 @@ func (f *File) write(ctx context.Context, p []byte, off uint64, app bool) (int, 
 		}
 	}
 	return done, nil
+}
+
+func (f *File) setAppending(is bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.appending = is
 }
 
 // need is what a write waits for before it can go on.
@@ -454,6 +466,13 @@ func (f *File) takeError() error {
 	err := f.err
 	f.err = nil
 	return err
+}
+
+// owes tells whether there is an error that nobody has heard of yet.
+func (f *File) owes() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err != nil
 }
 
 // notice looks whether bytes were lost.

@@ -275,3 +275,46 @@ func TestCloseOfStoreWithLaggard(t *testing.T) {
 	y := x.second()
 	checkContent(t, y.open(f.inode), want)
 }
+
+// TestCloseOfStoreAfterLaggard: nor does it where the slow one was passed over before.
+func TestCloseOfStoreAfterLaggard(t *testing.T) {
+	var log strings.Builder
+	x := newFixture(t, 3, 3, 2, onlyLags, func(c *StoreConfig) {
+		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError}))
+	})
+	f := x.file()
+	want := pattern(100_000, 1)
+	mustWrite(t, f, want, 0)
+	x.servers[2].set(func(s *fakeServer) { s.stallSync = true })
+	mustCommit(t, f, true)
+	mustClose(t, f)
+	w := x.store.writer
+	eventually(t, "the others are done", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		late := false
+		for c := range w.chunks {
+			for _, tg := range c.targets {
+				if late = late || tg.late; !tg.late && tg.started && !tg.finished {
+					return false
+				}
+			}
+		}
+		return late
+	})
+	began := time.Now()
+	if err := x.store.Close(); err != nil || log.Len() > 0 {
+		t.Fatal(err, log.String())
+	}
+	if d := time.Since(began); d >= closePatience {
+		t.Errorf("it took %v", d)
+	}
+	x.meta.with(func(m *fakeMeta) {
+		for id, rec := range m.chunks {
+			if rec.owner != 0 {
+				t.Errorf("chunk %v is not sealed", id)
+			}
+		}
+	})
+	checkContent(t, x.second().open(f.inode), want)
+}

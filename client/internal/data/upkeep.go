@@ -331,6 +331,7 @@ func (w *writer) shutdown(ctx context.Context) {
 	for _, c := range slices.Collect(maps.Keys(w.chunks)) {
 		c.wanted = c.length
 		c.close()
+		c.retire() // if it waited for late targets: nobody does any more
 	}
 	w.mu.Unlock()
 	for {
