@@ -86,6 +86,7 @@ func (s *Server) watchRoom(ctx context.Context) error {
 				h.since = time.Time{}
 				s.cornered.Store(false)
 			} else {
+				h.short = r.short
 				s.cornered.Store(s.handOver(ctx, &h, time.Now()))
 			}
 			h.reached = s.db.Applied()
@@ -108,6 +109,7 @@ func (s *Server) watchRoom(ctx context.Context) error {
 
 // handing is what is remembered of giving the lead away for want of room.
 type handing struct {
+	short     shortage  // of this metaserver
 	since     time.Time // when there was none any more
 	notBefore time.Time // when it is tried again
 	reached   uint64    // what was applied here a while ago
@@ -122,7 +124,7 @@ func (s *Server) handOver(ctx context.Context, h *handing, now time.Time) (corne
 	if now.Before(h.notBefore) {
 		return waited
 	}
-	heir, roomy := s.heir(ctx, h.reached)
+	heir, roomy := s.heir(ctx, h)
 	if heir == nil {
 		return waited || !roomy
 	}
@@ -135,20 +137,20 @@ func (s *Server) handOver(ctx context.Context, h *handing, now time.Time) (corne
 	return false
 }
 
-// heir returns who can lead, nil if nobody can now, and whether anybody has the room to.
-func (s *Server) heir(ctx context.Context, reached uint64) (best *pb.MetaMember, roomy bool) {
-	newest := uint64(0)
+// heir returns who can lead that is less short of disk than this metaserver, nil if nobody can now, and whether anybody is.
+func (s *Server) heir(ctx context.Context, h *handing) (best *pb.MetaMember, roomy bool) {
+	newest, least := uint64(0), uint32(h.short)
 	for _, m := range s.node.Members() {
 		if m.Id == s.cfg.ID || m.State == "unreachable" {
 			continue
 		}
 		st, err := s.statusOf(ctx, m.Address)
-		if err != nil || st.NoRoom {
+		if err != nil || st.Shortage >= uint32(h.short) {
 			continue
 		}
 		roomy = true
-		if mayLead(st, reached) && (best == nil || st.Index > newest) {
-			best, newest = m, st.Index
+		if mayLead(st, h.reached) && (best == nil || st.Shortage < least || st.Shortage == least && st.Index > newest) {
+			best, newest, least = m, st.Index, st.Shortage
 		}
 	}
 	return best, roomy

@@ -30,7 +30,7 @@ func TestMeasure(t *testing.T) {
 func TestNoLeadForWhoIsBehind(t *testing.T) {
 	all := group(t, 3, Config{roomOf: func(string) (room, error) { return measure(1<<40, 1<<41), nil }})
 	l := find(t, all)
-	far := &handing{reached: 1 << 40}
+	far := &handing{reached: 1 << 40, short: low}
 	now := time.Now()
 	if l.handOver(t.Context(), far, now) {
 		t.Error("changes are refused though others have room and may catch up")
@@ -173,6 +173,14 @@ func TestLeaderShortOfDiskHandsOver(t *testing.T) {
 	}
 	short(find(t, all), 1<<20)
 	eventually(t, "changes are refused", func() bool { return make().Errno == uint32(syscall.ENOSPC) })
+	was := find(t, all)
+	for _, r := range all {
+		if r != was {
+			short(r, 100<<20) // which is not quite so little
+			break
+		}
+	}
+	eventually(t, "one that is less short leads", func() bool { return find(t, all) != was })
 	for _, r := range all {
 		short(r, 1<<40)
 	}

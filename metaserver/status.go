@@ -85,7 +85,8 @@ func (s *Server) Status(context.Context) (*pb.StatusReply, error) {
 		out.Problems = append(out.Problems, fmt.Sprintf("metaserver %d: %v", s.cfg.ID, err))
 	}
 	if r := s.room.Load(); r != nil && r.short != noShortage {
-		out.Problems, out.NoRoom = append(out.Problems, fmt.Sprintf("metaserver %d takes no changes that need space: %v", s.cfg.ID, *r)), true
+		out.Problems = append(out.Problems, fmt.Sprintf("metaserver %d takes no changes that need space: %v", s.cfg.ID, *r))
+		out.Shortage = uint32(r.short)
 	}
 	l := s.lead.Load()
 	if l == nil {

@@ -5549,7 +5549,7 @@ type StatusReply struct {
 	Redundancy    *Redundancy            `protobuf:"bytes,15,opt,name=redundancy,proto3" json:"redundancy,omitempty"`                            // from the leader only
 	DefaultLayout *Layout                `protobuf:"bytes,16,opt,name=default_layout,json=defaultLayout,proto3" json:"default_layout,omitempty"` // of what has no policy
 	Rewriting     *Rewriting             `protobuf:"bytes,17,opt,name=rewriting,proto3" json:"rewriting,omitempty"`                              // from the leader only
-	NoRoom        bool                   `protobuf:"varint,18,opt,name=no_room,json=noRoom,proto3" json:"no_room,omitempty"`                     // the metaserver that answers is short of disk
+	Shortage      uint32                 `protobuf:"varint,18,opt,name=shortage,proto3" json:"shortage,omitempty"`                               // of disk, at the metaserver that answers: 0 none, 1 it takes nothing that grows the metadata, 2 only what shrinks it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5703,11 +5703,11 @@ func (x *StatusReply) GetRewriting() *Rewriting {
 	return nil
 }
 
-func (x *StatusReply) GetNoRoom() bool {
+func (x *StatusReply) GetShortage() uint32 {
 	if x != nil {
-		return x.NoRoom
+		return x.Shortage
 	}
-	return false
+	return 0
 }
 
 // Rewriting says what of the space is garbage, and what is being written anew. Bytes are those of files, one copy counted.
@@ -7330,7 +7330,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x0eServersRequest\">\n" +
 	"\fServersReply\x12.\n" +
 	"\aservers\x18\x01 \x03(\v2\x14.shoal.v1.ServerInfoR\aservers\"\x0f\n" +
-	"\rStatusRequest\"\x90\x05\n" +
+	"\rStatusRequest\"\x93\x05\n" +
 	"\vStatusReply\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
 	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x16\n" +
@@ -7352,8 +7352,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"redundancy\x18\x0f \x01(\v2\x14.shoal.v1.RedundancyR\n" +
 	"redundancy\x127\n" +
 	"\x0edefault_layout\x18\x10 \x01(\v2\x10.shoal.v1.LayoutR\rdefaultLayout\x121\n" +
-	"\trewriting\x18\x11 \x01(\v2\x13.shoal.v1.RewritingR\trewriting\x12\x17\n" +
-	"\ano_room\x18\x12 \x01(\bR\x06noRoom\"\xc9\x01\n" +
+	"\trewriting\x18\x11 \x01(\v2\x13.shoal.v1.RewritingR\trewriting\x12\x1a\n" +
+	"\bshortage\x18\x12 \x01(\rR\bshortage\"\xc9\x01\n" +
 	"\tRewriting\x12\x18\n" +
 	"\agarbage\x18\x01 \x01(\x04R\agarbage\x12 \n" +
 	"\vreclaimable\x18\x02 \x01(\x04R\vreclaimable\x12\x18\n" +
