@@ -454,13 +454,14 @@ func (l *fileLoad) verify() {
 // TestAddedServerGetsItsShare fills six servers, adds a seventh, and waits until all are used alike within a tenth, for which no
 // more than 1.2 times of the new one's share is moved. Differences of less than 128 MiB are left alone, so this takes several GiB.
 func TestAddedServerGetsItsShare(t *testing.T) {
-	if !long() {
-		t.Skip("writes 12 GiB: SHOAL_LONG=1 runs it")
+	files := 48
+	if long() {
+		files = 256
 	}
 	c := startPolicy(t, "replicas=3", 6)
 	rnd := rand.New(rand.NewPCG(1, 7))
 	data := randomBytes(rnd, 16<<20)
-	for i := range 256 {
+	for i := range files {
 		if err := os.WriteFile(filepath.Join(c.mountDir, fmt.Sprint(i)), data, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -479,29 +480,24 @@ func TestAddedServerGetsItsShare(t *testing.T) {
 	added.start()
 	ideal := int64(0)
 	var used []int64
-	deadline := time.Now().Add(10 * time.Minute)
-	for {
+	eventually(t, "the servers hold alike", func() error {
 		used, ideal = used[:0], 0
 		for i := range c.chunks {
 			n := bytesIn(t, c.chunkDir(i))
 			used, ideal = append(used, n), ideal+n
 		}
 		ideal /= int64(len(c.chunks))
-		even := true
 		for _, n := range used {
-			even = even && 10*max(n-ideal, ideal-n) <= ideal
+			if d := max(n-ideal, ideal-n); d > max(ideal/10, slack) {
+				return fmt.Errorf("they hold %d MiB", mebibytes(used))
+			}
 		}
-		if even {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("after ten minutes the servers hold %d bytes", used)
-		}
-		time.Sleep(time.Second) // between looks at directories
-	}
+		return nil
+	})
 	t.Logf("after %v the servers hold %d MiB", time.Since(began).Round(time.Second), mebibytes(used))
-	moved := int64(0)
-	for last, since := int64(-1), time.Now(); time.Since(since) < 10*time.Second; time.Sleep(time.Second) {
+	moved, since := int64(-1), time.Now()
+	eventually(t, "nothing has moved for a while", func() error {
+		last := moved
 		moved = 0
 		for i := range c.chunks {
 			for _, path := range chunkFiles(t, c.chunkDir(i)) {
@@ -511,21 +507,28 @@ func TestAddedServerGetsItsShare(t *testing.T) {
 			}
 		}
 		if moved != last {
-			last, since = moved, time.Now()
+			since = time.Now()
 		}
-	}
+		if time.Since(since) < 10*time.Second {
+			return fmt.Errorf("%d bytes were", moved)
+		}
+		return nil
+	})
 	t.Logf("%d MiB were moved; the new server's share is %d MiB", moved>>20, ideal>>20)
-	if 10*moved > 12*ideal {
+	if moved-ideal > max(ideal/5, slack) {
 		t.Errorf("%d bytes were moved where %d are the new server's share", moved, ideal)
 	}
 	c.sound()
 	c.mount.start()
-	for i := range 256 {
+	for i := range files {
 		if got, err := os.ReadFile(filepath.Join(c.mountDir, fmt.Sprint(i))); err != nil || !bytes.Equal(got, data) {
 			t.Errorf("file %d: %v", i, err)
 		}
 	}
 }
+
+// slack is the difference, in bytes, that balance leaves alone.
+const slack = 128 << 20
 
 func mebibytes(of []int64) (out []int64) {
 	for _, n := range of {

@@ -3,7 +3,6 @@ package data
 import (
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
@@ -66,18 +65,12 @@ func TestRefusedSealKeepsNoOthersBack(t *testing.T) {
 	}
 	w.mu.Unlock()
 	for _, c := range chunks[:2] {
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-			open := false
+		eventually(t, "it is sealed", func() (sealed bool) {
 			x.meta.with(func(m *fakeMeta) {
 				rec := m.chunks[chunk.ID(c.Id)]
-				open = rec != nil && rec.owner != 0
+				sealed = rec == nil || rec.owner == 0
 			})
-			if !open {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("chunk %d is still open", c.Id)
-			}
-		}
+			return sealed
+		})
 	}
 }

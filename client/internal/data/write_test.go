@@ -164,31 +164,6 @@ func TestNoChunksWaits(t *testing.T) {
 	}
 }
 
-func TestFullCluster(t *testing.T) {
-	for name, fill := range map[string]func(x *fixture){
-		"no chunks": func(x *fixture) {
-			x.meta.with(func(m *fakeMeta) { m.allocErr = fserr.New(syscall.ENOSPC, "full") })
-		},
-		"full disks": func(x *fixture) {
-			for _, s := range x.servers {
-				s.set(func(s *fakeServer) { s.full = true })
-			}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			x := newFixture(t, 3, 3, 2)
-			fill(x)
-			f := x.file()
-			mustWrite(t, f, pattern(100_000, 3), 0)
-			if err := f.Commit(x.ctx(), false); !errors.Is(err, syscall.ENOSPC) {
-				t.Fatal(err)
-			}
-			checkContent(t, f, nil)
-			mustClose(t, f) // said once
-		})
-	}
-}
-
 // TestMemoryBound writes many files that are not committed: what they have buffered is sent when memory is short.
 func TestMemoryBound(t *testing.T) {
 	x := newFixture(t, 3, 3, 2, func(c *StoreConfig) { c.Memory = 8 << 20 })
@@ -613,27 +588,6 @@ func TestLargeFileSwitchesChunks(t *testing.T) {
 	mustClose(t, f)
 }
 
-func TestKillPrivileges(t *testing.T) {
-	x := newFixture(t, 3, 3, 2)
-	f := x.file()
-	var got []bool
-	x.meta.with(func(m *fakeMeta) {
-		m.onCommit = func(c *pb.Commit) error {
-			got = append(got, c.KillPrivileges)
-			return nil
-		}
-	})
-	mustWrite(t, f, []byte("as root"), 0)
-	mustCommit(t, f, false)
-	f.KillPrivileges()
-	mustWrite(t, f, []byte("as another"), 0)
-	mustCommit(t, f, false)
-	if !slices.Equal(got, []bool{false, true}) {
-		t.Error(got)
-	}
-	mustClose(t, f)
-}
-
 // memoryGivenBack waits until no write buffer is in use.
 func (x *fixture) memoryGivenBack() {
 	x.t.Helper()
@@ -643,91 +597,4 @@ func (x *fixture) memoryGivenBack() {
 		}
 	}()
 	eventually(x.t, "all memory is given back", func() bool { return x.store.buffers.budget.used() == 0 })
-}
-
-// TestManyFullServers: that many disks are full is no reason to give up while others have room.
-func TestManyFullServers(t *testing.T) {
-	x := newFixture(t, 24, 3, 2)
-	for _, s := range x.servers[:21] {
-		s.set(func(s *fakeServer) { s.full = true })
-	}
-	f := x.file()
-	want := pattern(3<<20, 3)
-	mustWrite(t, f, want, 0)
-	mustCommit(t, f, true)
-	checkContent(t, f, want)
-	mustClose(t, f)
-}
-
-// TestSpareChunksOfFewServers: chunks that were allocated while servers were away are not what is written to when they are back.
-func TestSpareChunksOfFewServers(t *testing.T) {
-	x := newFixture(t, 3, 3, 2)
-	x.meta.with(func(m *fakeMeta) { m.down[3] = true })
-	w, f := x.store.writer, x.file()
-	mustWrite(t, f, pattern(50_000, 1), 0)
-	mustCommit(t, f, true)
-	eventually(t, "there are chunks in reserve", func() bool {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		for _, p := range w.pools {
-			if len(p.spare) > 0 {
-				for _, c := range p.spare {
-					c.made = c.made.Add(-time.Minute)
-				}
-				for _, c := range slices.Clone(p.shared) {
-					c.close() // it is full
-				}
-				return true
-			}
-		}
-		return false
-	})
-	x.meta.with(func(m *fakeMeta) { clear(m.down) })
-	g := x.file()
-	mustWrite(t, g, pattern(50_000, 2), 0)
-	mustCommit(t, g, true)
-	if got := x.recorded(g); len(got) != 1 || len(got[0]) != 3 {
-		t.Errorf("on %v", got)
-	}
-	mustClose(t, f)
-	mustClose(t, g)
-}
-
-// TestPrivilegesWhileCommitsWait: who may not keep set-id bits does not, though its write has to wait before there is anything to
-// remember that by.
-func TestPrivilegesWhileCommitsWait(t *testing.T) {
-	x := newFixture(t, 3, 3, 2)
-	f := x.file()
-	blocked, kills := make(chan struct{}), 0
-	x.meta.with(func(m *fakeMeta) {
-		m.blocked = blocked
-		m.onCommit = func(c *pb.Commit) error {
-			m.with(func(*fakeMeta) {
-				if c.KillPrivileges {
-					kills++
-				}
-			})
-			return nil
-		}
-	})
-	for i := range maxGenerations {
-		if i%2 == 0 {
-			mustWrite(t, f, []byte("x"), 0)
-		} else if _, err := f.Append(x.ctx(), []byte("y")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	f.mu.Lock()
-	f.freeze(false) // somebody closes the file
-	f.mu.Unlock()
-	f.KillPrivileges()
-	close(blocked)
-	mustWrite(t, f, []byte("z"), 0)
-	mustCommit(t, f, false)
-	x.meta.with(func(*fakeMeta) {
-		if kills != 1 {
-			t.Errorf("%d commits take privileges away", kills)
-		}
-	})
-	mustClose(t, f)
 }
