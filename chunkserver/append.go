@@ -93,6 +93,7 @@ func (a *appender) receive() {
 		if err == nil && payload.Len() > 0 {
 			err = reserve(&in)
 			reserve = a.reserve
+			a.s.copyPass.client()
 		}
 		if err != nil {
 			in.free()
@@ -323,6 +324,9 @@ func (s *Server) finish(w *disk.Writer) {
 // Read implements rpc.ChunkHandler.
 func (s *Server) Read(ctx context.Context, req *pb.ReadRequest) (*pb.ReadHeader, mem.BufferSlice, error) {
 	start := time.Now()
+	if req.Session != 0 {
+		s.copyPass.client()
+	}
 	sums, payload, err := s.read(ctx, req)
 	s.metrics.count("read", err)
 	if err != nil {

@@ -75,6 +75,7 @@ type Server struct {
 	deletions *deletions
 	copies    *copies
 	copyRate  *throttle
+	copyPass  *passage
 	scrubs    *scrubs
 	beat      chan struct{} // 1: there is something to tell the metaserver at once
 	relist    chan struct{} // 1: the inventory is to be sent: a disk failed, or more is damaged than a heartbeat says
@@ -119,7 +120,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, shares: map[*disk.Disk]*share{}, local: disk.NewMemory(0),
 		unplaced: semaphore.NewWeighted(maxQueued), sealing: make(chan struct{}, maxSealing),
-		deletions: newDeletions(), copyRate: newThrottle(), beat: make(chan struct{}, 1), relist: make(chan struct{}, 1), ready: make(chan struct{}),
+		deletions: newDeletions(), copyRate: newThrottle(), copyPass: newPassage(), beat: make(chan struct{}, 1), relist: make(chan struct{}, 1), ready: make(chan struct{}),
 	}
 	s.copies = newCopies(s.deletions.has)
 	if err := s.open(); err != nil {

@@ -45,7 +45,8 @@ type shardPlan struct {
 	layout chunk.Layout
 	shard  int
 	length uint64
-	frame  int // bytes fetched and written at a time, at most chunk.MaxFrame
+	frame  int  // bytes fetched and written at a time, at most chunk.MaxFrame
+	urgent bool // one more loss, and there is nothing left to make it of
 }
 
 // fetched is a frame of the shard.
@@ -91,6 +92,7 @@ func (p *shardPlan) from(s *Server, o *pb.CopyOrder) error {
 		return err
 	}
 	p.src, p.chunk, p.size = src, src, src.length
+	p.urgent = len(src.holders()) <= src.layout.Data && src.layout.Parity > 0
 	return nil
 }
 
@@ -336,11 +338,15 @@ func (s *Server) pull(ctx context.Context, p *shardPlan, c *disk.Copy) error {
 			n := int(min(uint64(p.frame), p.length-off))
 			f := make(chan fetched, 1)
 			frames <- f
-			if err := s.copyRate.wait(ctx, n); err != nil {
+			leave, err := s.pass(ctx, p, n)
+			if err != nil {
 				f <- fetched{err: err}
 				return
 			}
-			go func() { f <- p.fetch(ctx, off, n) }()
+			go func() {
+				f <- p.fetch(ctx, off, n)
+				leave()
+			}()
 		}
 	}()
 	var failed error
@@ -360,4 +366,15 @@ func (s *Server) pull(ctx context.Context, p *shardPlan, c *disk.Copy) error {
 		got.payload.Free()
 	}
 	return failed
+}
+
+// pass waits until n bytes of a shard may be fetched. leave is to be called once they are there.
+func (s *Server) pass(ctx context.Context, p *shardPlan, n int) (leave func(), err error) {
+	if err := s.copyRate.wait(ctx, n); err != nil {
+		return nil, err
+	}
+	if p.urgent {
+		return func() {}, nil
+	}
+	return s.copyPass.enter(ctx)
 }

@@ -390,7 +390,7 @@ func (w *writer) failure() error {
 
 func (c client) read(id chunk.ID, off uint64, n int) ([]byte, error) {
 	_, p, err := rpc.ReadChunk(context.Background(), c.conn, &pb.ReadRequest{
-		Chunk: uint64(id), Offset: off, Length: uint32(n), Cluster: testCluster, Server: uint32(c.s.store.identity().Server),
+		Chunk: uint64(id), Offset: off, Length: uint32(n), Cluster: testCluster, Server: uint32(c.s.store.identity().Server), Session: 1,
 	})
 	if err != nil {
 		return nil, err
