@@ -11,55 +11,82 @@ import (
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
-// A shard that its server finds damaged before its writer commits anything of it does not count for long after that, nor is it doubtful.
-func TestDamageBeforeItCounts(t *testing.T) {
-	s := start(t, Config{LeaseTTL: 200 * time.Millisecond, SessionTTL: time.Minute}).ready()
-	servers := chunkServers(t, s, 3)
-	c := call(t, s.Address()).open()
-	c.connect(50 * time.Millisecond)
-	f := c.must(c.do(create("f"))).Attr
-	id := c.must(c.do(&pb.Op{Op: &pb.Op_AllocChunks{AllocChunks: &pb.AllocChunks{Count: 1}}})).Chunks[0].Id
-	x := servers[0]
-	all := []uint32{x.id, servers[1].id, servers[2].id}
-	for _, s := range servers {
+// oneWriter is a cluster of three servers and a client that writes one chunk to them; each holds bytes of it that are not committed.
+type oneWriter struct {
+	t       *testing.T
+	s       *running
+	c       *caller
+	id      uint64 // of the chunk
+	inode   uint64
+	servers []*fakeServer
+	all     []uint32
+}
+
+func newOneWriter(t *testing.T, length uint64) *oneWriter {
+	w := &oneWriter{t: t, s: start(t, Config{LeaseTTL: 200 * time.Millisecond, SessionTTL: time.Minute}).ready()}
+	w.servers = chunkServers(t, w.s, 3)
+	w.c = call(t, w.s.Address()).open()
+	w.c.connect(50 * time.Millisecond)
+	w.inode = w.c.must(w.c.do(create("f"))).Attr.Inode
+	w.id = w.c.must(w.c.do(&pb.Op{Op: &pb.Op_AllocChunks{AllocChunks: &pb.AllocChunks{Count: 1}}})).Chunks[0].Id
+	for _, s := range w.servers {
+		w.all = append(w.all, s.id)
 		s.mu.Lock()
-		s.holds[id] = 3000
+		s.holds[w.id] = length
 		s.mu.Unlock()
 	}
-	commit := func(length uint64) {
-		t.Helper()
-		c.must(c.do(&pb.Op{Op: &pb.Op_Commit{Commit: &pb.Commit{Inode: f.Inode, Size: length, Extents: []*pb.Extent{{Length: length, Chunk: id}},
-			Chunks: []*pb.ChunkCommit{{Chunk: id, Length: length, Servers: all}}}}}))
+	return w
+}
+
+// commit makes the file the first size bytes of the chunk, of which all servers are said to have length.
+func (w *oneWriter) commit(size, length uint64) {
+	w.t.Helper()
+	w.c.must(w.c.do(&pb.Op{Op: &pb.Op_Commit{Commit: &pb.Commit{Inode: w.inode, Size: size, Extents: []*pb.Extent{{Length: size, Chunk: w.id}},
+		Chunks: []*pb.ChunkCommit{{Chunk: w.id, Length: length, Servers: w.all}}}}}))
+}
+
+// counts tells whether what the first server has counts.
+func (w *oneWriter) counts() bool {
+	w.t.Helper()
+	held := false
+	if err := w.s.db.View(func(r kv.Reader) error {
+		c, ok := namespace.Chunk(r, chunk.ID(w.id))
+		held = ok && counts(c, chunk.ServerID(w.all[0]), chunk.ID(w.id))
+		return nil
+	}); err != nil {
+		w.t.Fatal(err)
 	}
-	counts := func() bool {
-		held := false
-		if err := s.db.View(func(r kv.Reader) error {
-			c, ok := namespace.Chunk(r, chunk.ID(id))
-			shard := c.ShardOn(chunk.ServerID(x.id))
-			held = ok && shard >= 0 && c.Holds(shard)
-			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
-		return held
-	}
+	return held
+}
+
+// doubts is how many shards are doubtful.
+func (w *oneWriter) doubts() int {
+	l := w.s.lead.Load()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.doubts)
+}
+
+func (w *oneWriter) seal(c *pb.ChunkCommit) {
+	w.t.Helper()
+	w.c.must(w.c.do(&pb.Op{Op: &pb.Op_SealChunks{SealChunks: &pb.SealChunks{Chunks: []*pb.ChunkCommit{c}}}}))
+}
+
+// A shard that its server finds damaged before its writer commits anything of it does not count for long after that, nor is it doubtful.
+func TestDamageBeforeItCounts(t *testing.T) {
+	w := newOneWriter(t, 3000)
+	x := w.servers[0]
 	x.mu.Lock()
-	x.bad = []uint64{id}
+	x.bad = []uint64{w.id}
 	x.mu.Unlock()
-	if err := s.lead.Load().lost(chunk.ServerID(x.id), []chunk.ID{chunk.ID(id)}, nil); err != nil {
+	if err := w.s.lead.Load().lost(chunk.ServerID(x.id), []chunk.ID{chunk.ID(w.id)}, nil); err != nil {
 		t.Fatal(err)
 	}
-	commit(1000)
-	eventually(t, "the damaged shard does not count", func() bool { return !counts() })
-	doubts := func() int {
-		l := s.lead.Load()
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return len(l.doubts)
-	}
-	c.must(c.do(&pb.Op{Op: &pb.Op_SetAttr{SetAttr: &pb.SetAttr{Inode: f.Inode, Size: new(uint64(0))}}}))
-	c.must(c.do(&pb.Op{Op: &pb.Op_SealChunks{SealChunks: &pb.SealChunks{Chunks: []*pb.ChunkCommit{{Chunk: id, Length: 1000}}}}}))
-	eventually(t, "nothing is doubtful any more", func() bool { return doubts() == 0 })
+	w.commit(1000, 1000)
+	eventually(t, "the damaged shard does not count", func() bool { return !w.counts() })
+	w.c.must(w.c.do(&pb.Op{Op: &pb.Op_SetAttr{SetAttr: &pb.SetAttr{Inode: w.inode, Size: new(uint64(0))}}}))
+	w.seal(&pb.ChunkCommit{Chunk: w.id, Length: 1000})
+	eventually(t, "nothing is doubtful any more", func() bool { return w.doubts() == 0 })
 }
 
 // What a client says of shards that there are not, or of servers, is not remembered.
@@ -96,52 +123,23 @@ func TestReportsOfNothing(t *testing.T) {
 func TestShortCopyIsNamedAgain(t *testing.T) {
 	for name, cut := range map[string]bool{"sealed": false, "cut": true} {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, Config{LeaseTTL: 200 * time.Millisecond, SessionTTL: time.Minute}).ready()
-			servers := chunkServers(t, s, 3)
-			c := call(t, s.Address()).open()
-			c.connect(50 * time.Millisecond)
-			f := c.must(c.do(create("f"))).Attr
-			id := c.must(c.do(&pb.Op{Op: &pb.Op_AllocChunks{AllocChunks: &pb.AllocChunks{Count: 1}}})).Chunks[0].Id
-			x := servers[0]
-			all := []uint32{x.id, servers[1].id, servers[2].id}
-			for _, s := range servers {
-				s.mu.Lock()
-				s.holds[id] = 2000
-				s.mu.Unlock()
-			}
-			c.must(c.do(&pb.Op{Op: &pb.Op_Commit{Commit: &pb.Commit{Inode: f.Inode, Size: 1000, Extents: []*pb.Extent{{Length: 1000, Chunk: id}},
-				Chunks: []*pb.ChunkCommit{{Chunk: id, Length: 2000, Servers: all}}}}}))
-			counts := func() bool {
-				held := false
-				if err := s.db.View(func(r kv.Reader) error {
-					c, ok := namespace.Chunk(r, chunk.ID(id))
-					held = ok && counts(c, chunk.ServerID(x.id), chunk.ID(id))
-					return nil
-				}); err != nil {
-					t.Fatal(err)
-				}
-				return held
-			}
-			// It lost power, and comes back.
-			back := &fakeServer{t: t, uuid: x.uuid, id: x.id, cluster: x.cluster, holds: map[uint64]uint64{id: 1000}}
-			back.beat(s, 20*time.Millisecond)
-			eventually(t, "the short copy does not count", func() bool { return !counts() })
-			l := s.lead.Load()
-			doubts := func() int {
-				l.mu.Lock()
-				defer l.mu.Unlock()
-				return len(l.doubts)
-			}
-			if n := doubts(); n != 1 {
+			w := newOneWriter(t, 2000)
+			w.commit(1000, 2000)
+			// One lost power, and comes back.
+			x := w.servers[0]
+			back := &fakeServer{t: t, uuid: x.uuid, id: x.id, cluster: x.cluster, holds: map[uint64]uint64{w.id: 1000}}
+			back.beat(w.s, 20*time.Millisecond)
+			eventually(t, "the short copy does not count", func() bool { return !w.counts() })
+			if n := w.doubts(); n != 1 {
 				t.Errorf("%d shards are doubtful", n)
 			}
-			seal := &pb.ChunkCommit{Chunk: id, Length: 2000, Servers: all, Seal: true}
+			seal := &pb.ChunkCommit{Chunk: w.id, Length: 2000, Servers: w.all, Seal: true}
 			if cut { // now it is as long as it has to be
 				seal.Length, seal.Cut = 1000, true
 			}
-			c.must(c.do(&pb.Op{Op: &pb.Op_SealChunks{SealChunks: &pb.SealChunks{Chunks: []*pb.ChunkCommit{seal}}}}))
-			eventually(t, "nothing is doubtful any more", func() bool { return doubts() == 0 })
-			eventually(t, "it counts only if it is long enough", func() bool { return counts() == cut })
+			w.seal(seal)
+			eventually(t, "nothing is doubtful any more", func() bool { return w.doubts() == 0 })
+			eventually(t, "it counts only if it is long enough", func() bool { return w.counts() == cut })
 		})
 	}
 }

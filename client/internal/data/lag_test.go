@@ -3,7 +3,7 @@ package data
 import (
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -95,14 +95,20 @@ func TestLaggardsBelowMinimum(t *testing.T) {
 	mustClose(t, f)
 }
 
-// TestLaggardThatGetsThere is named as a holder in the end, as if it had never been slow.
-func TestLaggardThatGetsThere(t *testing.T) {
-	x := newFixture(t, 3, 3, 2, onlyLags)
+// onlyTwoOfThree is a fixture whose third server does not answer, and a file that is committed on the other two.
+func onlyTwoOfThree(t *testing.T, servers int) (*fixture, *File, []byte) {
+	x := newFixture(t, servers, 3, 2, onlyLags)
 	x.servers[2].set(func(s *fakeServer) { s.stall = true })
 	f := x.file()
 	want := pattern(100_000, 1)
 	mustWrite(t, f, want, 0)
 	mustCommit(t, f, true)
+	return x, f, want
+}
+
+// TestLaggardThatGetsThere is named as a holder in the end, as if it had never been slow.
+func TestLaggardThatGetsThere(t *testing.T) {
+	x, f, want := onlyTwoOfThree(t, 3)
 	if got := x.recorded(f); len(got) != 1 || slices.Contains(got[0], 3) {
 		t.Fatalf("committed on %v", got)
 	}
@@ -114,11 +120,8 @@ func TestLaggardThatGetsThere(t *testing.T) {
 
 // TestLaggardThatFails leaves the chunk to the others.
 func TestLaggardThatFails(t *testing.T) {
-	x := newFixture(t, 4, 3, 2, onlyLags)
-	x.servers[2].set(func(s *fakeServer) { s.stall = true })
-	f := x.file()
-	var want []byte
-	for i := range 4 { // in chunks on it and on others
+	x, f, want := onlyTwoOfThree(t, 4)
+	for i := range 3 { // in chunks on it and on others
 		p := pattern(100_000, uint64(i))
 		mustWrite(t, f, p, int64(len(want)))
 		want = append(want, p...)
@@ -197,43 +200,16 @@ func TestLaggardsAgainstModel(t *testing.T) {
 				c.ReadTimeout, c.CacheBytes, c.Memory = 100*time.Millisecond, 2<<20, 8<<20
 			})
 			other := x.second()
-			server := func(t *rapid.T) *fakeServer { return x.servers[rapid.IntRange(0, len(x.servers)-1).Draw(t, "server")] }
 			rapid.Check(t, func(t *rapid.T) {
 				m := &model{x: x, other: other, f: x.file()}
-				fast := func() {
-					for _, s := range x.servers {
-						s.heal()
-					}
-				}
-				t.Repeat(map[string]func(*rapid.T){
+				ops := x.troubles()
+				maps.Copy(ops, map[string]func(*rapid.T){
 					"write": m.write, "append": m.append, "truncate": m.truncate, "read": m.read, "commit": m.commit, "reopen": m.reopen,
-					"slow": func(t *rapid.T) {
-						fast()
-						how := rapid.IntRange(0, 3).Draw(t, "how")
-						server(t).set(func(s *fakeServer) { s.stall, s.stallSync, s.stallFirst = how == 1, how == 2, how == 3 })
-					},
-					"drain": func(t *rapid.T) {
-						a, b := server(t), server(t)
-						on := rapid.Bool().Draw(t, "on")
-						x.meta.with(func(m *fakeMeta) {
-							clear(m.leaving)
-							m.leaving[a.id], m.leaving[b.id] = on, on
-						})
-					},
-					"power": func(t *rapid.T) {
-						for _, s := range x.servers {
-							if rapid.Bool().Draw(t, "survives") {
-								s.losePower(func(n int) int { return rand.IntN(n + 1) })
-							} else {
-								s.losePower(nil)
-							}
-						}
-					},
-					"": func(*rapid.T) {},
 				})
+				t.Repeat(ops)
 				m.check(t)
 				m.must(t, m.f.Commit(m.ctx(t), true))
-				fast()
+				x.healAll()
 				x.losePower()
 				m.reopen(t)
 				x.store.reader.cache.clear()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"syscall"
@@ -334,5 +335,41 @@ func (x *fixture) repair(t *rapid.T) {
 				x.servers[rec.targets[i]-1].set(func(s *fakeServer) { s.chunks[id.Stored(l, i)] = shards[i] })
 			}
 		}
+	}
+}
+
+func (x *fixture) healAll() {
+	for _, s := range x.servers {
+		s.heal()
+	}
+}
+
+// troubles are what servers do in random tests that no operation may fail for: one is slow, some are drained, all lose power.
+func (x *fixture) troubles() map[string]func(*rapid.T) {
+	server := func(t *rapid.T) *fakeServer { return x.servers[rapid.IntRange(0, len(x.servers)-1).Draw(t, "server")] }
+	return map[string]func(*rapid.T){
+		"slow": func(t *rapid.T) {
+			x.healAll()
+			how := rapid.IntRange(0, 3).Draw(t, "how")
+			server(t).set(func(s *fakeServer) { s.stall, s.stallSync, s.stallFirst = how == 1, how == 2, how == 3 })
+		},
+		"drain": func(t *rapid.T) {
+			a, b := server(t), server(t)
+			on := rapid.Bool().Draw(t, "on")
+			x.meta.with(func(m *fakeMeta) {
+				clear(m.leaving)
+				m.leaving[a.id], m.leaving[b.id] = on, on
+			})
+		},
+		"power": func(t *rapid.T) {
+			for _, s := range x.servers {
+				if rapid.Bool().Draw(t, "survives") {
+					s.losePower(func(n int) int { return rand.IntN(n + 1) })
+				} else {
+					s.losePower(nil)
+				}
+			}
+		},
+		"": func(*rapid.T) {},
 	}
 }

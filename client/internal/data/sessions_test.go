@@ -3,7 +3,7 @@ package data
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
+	"maps"
 	"slices"
 	"syscall"
 	"testing"
@@ -27,9 +27,6 @@ func TestSessionsAgainstModel(t *testing.T) {
 				c.StallTimeout, c.LagTimeout, c.SyncAfter = patience*100*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
 				c.ReadTimeout, c.CacheBytes, c.Memory = 100*time.Millisecond, 2<<20, 8<<20
 			})
-			server := func(t *rapid.T) *fakeServer {
-				return x.servers[rapid.IntRange(0, len(x.servers)-1).Draw(t, "server")]
-			}
 			refuse := func(commits, relocations int) {
 				x.meta.with(func(m *fakeMeta) {
 					m.onCommit = func(c *pb.Commit) error {
@@ -61,11 +58,6 @@ func TestSessionsAgainstModel(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				files := []*model{{x: x, other: x, f: x.file()}, {x: x, other: x, f: x.file(), seed: 1 << 30}}
 				committed := make([][]byte, len(files))
-				fast := func() {
-					for _, s := range x.servers {
-						s.heal()
-					}
-				}
 				defer refuse(0, 0)
 				pick := func(t *rapid.T) (int, *model) {
 					i := rapid.IntRange(0, len(files)-1).Draw(t, "file")
@@ -84,31 +76,10 @@ func TestSessionsAgainstModel(t *testing.T) {
 						fn(m, t)
 					}
 				}
-				t.Repeat(map[string]func(*rapid.T){
+				ops := x.troubles()
+				maps.Copy(ops, map[string]func(*rapid.T){
 					"write": on((*model).write), "append": on((*model).append), "read": on((*model).read),
 					"truncate": saving((*model).truncate), "commit": saving((*model).commit), "reopen": saving((*model).reopen),
-					"slow": func(t *rapid.T) {
-						fast()
-						how := rapid.IntRange(0, 3).Draw(t, "how")
-						server(t).set(func(s *fakeServer) { s.stall, s.stallSync, s.stallFirst = how == 1, how == 2, how == 3 })
-					},
-					"drain": func(t *rapid.T) {
-						a, b := server(t), server(t)
-						on := rapid.Bool().Draw(t, "on")
-						x.meta.with(func(m *fakeMeta) {
-							clear(m.leaving)
-							m.leaving[a.id], m.leaving[b.id] = on, on
-						})
-					},
-					"power": func(t *rapid.T) {
-						for _, s := range x.servers {
-							if rapid.Bool().Draw(t, "survives") {
-								s.losePower(func(n int) int { return rand.IntN(n + 1) })
-							} else {
-								s.losePower(nil)
-							}
-						}
-					},
 					"refuse": func(t *rapid.T) {
 						refuse(rapid.IntRange(0, 4).Draw(t, "commits"), rapid.IntRange(0, 4).Draw(t, "relocations"))
 					},
@@ -126,10 +97,10 @@ func TestSessionsAgainstModel(t *testing.T) {
 							m.view = slices.Clone(committed[i])
 						}
 					},
-					"": func(*rapid.T) {},
 				})
+				t.Repeat(ops)
 				refuse(0, 0)
-				fast()
+				x.healAll()
 				for i, m := range files {
 					m.check(t)
 					m.must(t, m.f.Commit(m.ctx(t), true))
