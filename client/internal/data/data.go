@@ -64,14 +64,14 @@ const (
 	DefaultMemory = 256 << 20
 	DefaultCache  = 128 << 20
 
-	minMemory           = 8 << 20
-	defaultStallTimeout = 3 * time.Second
-	defaultLagTimeout   = time.Second
-	defaultIdleTimeout  = 30 * time.Second
-	defaultSyncAfter    = 2 * time.Second
-	defaultCommitAfter  = 5 * time.Second
-	defaultReadTimeout  = time.Second
-	closePatience       = 3 * time.Second
+	minMemory            = 8 << 20
+	defaultStallTimeout  = 3 * time.Second
+	defaultLagTimeout    = time.Second
+	defaultIdleTimeout   = 30 * time.Second
+	defaultSyncAfter     = 2 * time.Second
+	defaultCommitAfter   = 5 * time.Second
+	defaultReadTimeout   = time.Second
+	defaultClosePatience = 3 * time.Second
 )
 
 // StoreConfig says what a Store works with. Meta and Pool are required.
@@ -83,12 +83,13 @@ type StoreConfig struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are not exported
 
-	StallTimeout time.Duration // a target that acknowledges nothing for so long is given up; 0: 3 s
-	LagTimeout   time.Duration // so long a target alone may hold up what somebody waits for and enough others have; 0: 1 s
-	IdleTimeout  time.Duration // open chunks that nothing was written to for so long are given up; 0: 30 s
-	SyncAfter    time.Duration // written data that servers have only received is brought to their disks after so long; 0: 2 s
-	CommitAfter  time.Duration // what was written is published after so long if nobody asks for it before; 0: 5 s
-	ReadTimeout  time.Duration // a replica that does not answer for so long has the next one asked beside it; 0: 1 s
+	StallTimeout  time.Duration // a target that acknowledges nothing for so long is given up; 0: 3 s
+	LagTimeout    time.Duration // so long a target alone may hold up what somebody waits for and enough others have; 0: 1 s
+	IdleTimeout   time.Duration // open chunks that nothing was written to for so long are given up; 0: 30 s
+	SyncAfter     time.Duration // written data that servers have only received is brought to their disks after so long; 0: 2 s
+	CommitAfter   time.Duration // what was written is published after so long if nobody asks for it before; 0: 5 s
+	ReadTimeout   time.Duration // a replica that does not answer for so long has the next one asked beside it; 0: 1 s
+	ClosePatience time.Duration // Close waits for metadata and disks for so long; 0: 3 s
 }
 
 func (c *StoreConfig) setDefaults() error {
@@ -111,6 +112,7 @@ func (c *StoreConfig) setDefaults() error {
 	setDefault(&c.SyncAfter, defaultSyncAfter)
 	setDefault(&c.CommitAfter, defaultCommitAfter)
 	setDefault(&c.ReadTimeout, defaultReadTimeout)
+	setDefault(&c.ClosePatience, defaultClosePatience)
 	return nil
 }
 
@@ -179,7 +181,7 @@ func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.ClosePatience)
 	defer cancel()
 	files := s.list()
 	errs := make([]error, len(files))
