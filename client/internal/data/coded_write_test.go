@@ -63,6 +63,7 @@ func TestEachShardMissing(t *testing.T) {
 }
 
 func TestTooFewShards(t *testing.T) {
+	t.Parallel()
 	x := newCodedFixture(t, 6, "ec=4+2", func(c *StoreConfig) { c.ReadTimeout = 20 * time.Millisecond })
 	want := pattern(100_000, 1)
 	f := x.committed(want)
@@ -125,6 +126,7 @@ func TestReadHedgesAroundStalledShard(t *testing.T) {
 
 // TestServersDieUnderCodedWriter: up to Parity of the servers die, one way or the other, while a file is written.
 func TestServersDieUnderCodedWriter(t *testing.T) {
+	t.Parallel()
 	faults := map[string]func(*fakeServer){
 		"fail after 3 frames":  func(s *fakeServer) { s.failAfter = 3 },
 		"stall":                func(s *fakeServer) { s.stall = true },

@@ -21,6 +21,7 @@ func onlyLags(c *StoreConfig) {
 
 // TestLaggardIsPassedOver: one server that does not answer holds up neither fsync nor close where enough others have the data.
 func TestLaggardIsPassedOver(t *testing.T) {
+	t.Parallel()
 	faults := map[string]func(*fakeServer){
 		"silent":              func(s *fakeServer) { s.stall = true },
 		"with a slow disk":    func(s *fakeServer) { s.stallSync = true },
@@ -193,6 +194,7 @@ func TestLaggardsInDifferentThings(t *testing.T) {
 // TestLaggardsAgainstModel does random operations on a file while a server is slow in some way, others are drained, and all or some
 // lose power: no operation may fail, and no byte may be wrong, in this client at any time and in another one after every commit.
 func TestLaggardsAgainstModel(t *testing.T) {
+	t.Parallel()
 	for _, policy := range []string{"replicas=3", "ec=4+2"} {
 		t.Run(policy, func(t *testing.T) {
 			x := newCodedFixture(t, 9, policy, func(c *StoreConfig) {

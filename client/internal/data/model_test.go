@@ -35,6 +35,7 @@ const modelMax = 3 << 20
 // random ways: no operation may fail, and no byte may be wrong, in this client at any time and in another one after every
 // commit.
 func TestFileAgainstModel(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		servers, faults int
 		policies        []string

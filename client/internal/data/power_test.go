@@ -60,6 +60,7 @@ func (x *fixture) safe(f *File, want []byte) {
 
 // TestPowerLoss has all servers lose power between any two steps of a write.
 func TestPowerLoss(t *testing.T) {
+	t.Parallel()
 	for _, policy := range []string{"replicas=3", "ec=4+2"} {
 		steps := map[string]func(*fixture, *File, []byte){
 			"after it was received": func(x *fixture, f *File, want []byte) {
@@ -209,6 +210,7 @@ func (x *fixture) quiet() bool {
 // TestPowerLossAgainstModel does random operations on a file while servers lose power, some or all at once: no operation may fail,
 // and no byte may be wrong, in this client at any time and in another one after every commit.
 func TestPowerLossAgainstModel(t *testing.T) {
+	t.Parallel()
 	for _, policy := range []string{"replicas=3", "ec=4+2"} {
 		t.Run(policy, func(t *testing.T) {
 			x := newCodedFixture(t, 7, policy, func(c *StoreConfig) {

@@ -34,6 +34,7 @@ func (x *fixture) fetched() (reads, bytes int) {
 }
 
 func TestReadGoesToAnotherReplica(t *testing.T) {
+	t.Parallel()
 	faults := map[string]func(*fakeServer){
 		"corrupt": func(s *fakeServer) { s.corrupt = true },
 		"missing": func(s *fakeServer) { s.amnesia = true },
@@ -67,6 +68,7 @@ func TestReadGoesToAnotherReplica(t *testing.T) {
 }
 
 func TestEveryCopyBad(t *testing.T) {
+	t.Parallel()
 	x := newFixture(t, 3, 3, 2)
 	f := x.committed(pattern(100_000, 1))
 	x.servers[0].set(func(s *fakeServer) { s.corrupt = true })
