@@ -87,7 +87,7 @@ func TestRemovalOfAServerWithDeletions(t *testing.T) {
 		t.Fatalf("%d deletions", n)
 	}
 	before := s.node.LastIndex()
-	if err := s.lead.Load().remove(chunk.ServerID(servers[0].id), false); err != nil {
+	if err := s.lead.Load().remove(t.Context(), chunk.ServerID(servers[0].id), false); err != nil {
 		t.Fatal(err)
 	}
 	if n := deletions(); n != chunks {

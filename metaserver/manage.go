@@ -2,6 +2,7 @@ package metaserver
 
 import (
 	"context"
+	"errors"
 	"math"
 	"syscall"
 	"time"
@@ -17,8 +18,15 @@ import (
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
+const (
+	// writersLeave is how long the forced removal of a server waits for the clients that write there, and writersPoll how often it
+	// looks whether they have left.
+	writersLeave = 10 * time.Second
+	writersPoll  = 100 * time.Millisecond
+)
+
 // ManageServer implements pb.MetaServer.
-func (m *metaService) ManageServer(_ context.Context, req *pb.ManageServerRequest) (*pb.ManageServerReply, error) {
+func (m *metaService) ManageServer(ctx context.Context, req *pb.ManageServerRequest) (*pb.ManageServerReply, error) {
 	l, err := m.s.leading()
 	if err != nil {
 		return nil, err
@@ -31,7 +39,7 @@ func (m *metaService) ManageServer(_ context.Context, req *pb.ManageServerReques
 		}
 		l.log.Info("an operator changed a chunk server", "server", req.Server, "draining", drain)
 	case pb.ManageServerRequest_REMOVE:
-		if err := l.remove(chunk.ServerID(req.Server), req.Force); err != nil {
+		if err := l.remove(ctx, chunk.ServerID(req.Server), req.Force); err != nil {
 			return nil, rpc.ToStatus(err)
 		}
 		l.log.Warn("an operator removed a chunk server", "server", req.Server, "force", req.Force)
@@ -67,34 +75,55 @@ func (l *leader) shards(id chunk.ServerID) (n uint64, err error) {
 	}
 }
 
-// remove forgets a server: one that holds nothing, or, by force, whatever it holds.
-func (l *leader) remove(id chunk.ServerID, force bool) error {
+// remove forgets a server: one that holds nothing, or, by force, whatever it holds. By force the server is drained first, so that
+// neither repair nor clients put anything there again; it stays so if it cannot be removed.
+func (l *leader) remove(ctx context.Context, id chunk.ServerID, force bool) error {
+	if force {
+		if _, err := l.own(&pb.Op{Op: &pb.Op_SetServer{SetServer: &pb.SetServer{Server: uint32(id), Draining: true}}}); err != nil {
+			return err
+		}
+	}
+	patience := time.NewTimer(writersLeave)
+	defer patience.Stop()
 	for {
 		held, err := l.holds(id, 0, maxLose)
 		if err != nil {
 			return err
 		}
-		if len(held) > 0 && !force {
-			return fserr.New(syscall.EBUSY, "chunk server %d still holds shards of chunks: drain it first, or force its removal if it is gone for good", id)
-		}
 		if len(held) == 0 {
-			break
+			if err := l.forgetDeletions(id); err != nil {
+				return err
+			}
+			_, err := l.own(&pb.Op{Op: &pb.Op_RemoveServer{RemoveServer: &pb.RemoveServer{Server: uint32(id)}}})
+			if !errors.Is(err, syscall.EBUSY) {
+				return err
+			}
+			continue // something has just arrived
+		}
+		if !force {
+			return fserr.New(syscall.EBUSY, "chunk server %d still holds shards of chunks: drain it first, or give --force if it is gone for good", id)
 		}
 		if _, err := l.own(&pb.Op{Op: &pb.Op_LoseShards{LoseShards: &pb.LoseShards{Server: uint32(id), Stored: held, Gone: true}}}); err != nil {
 			return err
 		}
 		l.repair.Changed()
-		if again, err := l.holds(id, 0, 1); err != nil {
+		again, err := l.holds(id, 0, 1)
+		if err != nil {
 			return err
-		} else if len(again) > 0 && again[0] == held[0] {
-			return fserr.New(syscall.EBUSY, "clients still write to chunks on chunk server %d: try again in a minute", id)
+		}
+		if len(again) == 0 || again[0] != held[0] {
+			continue
+		}
+		select { // clients write there, and leave once they know
+		case <-time.After(writersPoll):
+		case <-patience.C:
+			return fserr.New(syscall.EBUSY, "clients still write to chunks on chunk server %d, which is drained meanwhile: try again in a minute", id)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.ctx.Done():
+			return l.ctx.Err()
 		}
 	}
-	if err := l.forgetDeletions(id); err != nil {
-		return err
-	}
-	_, err := l.own(&pb.Op{Op: &pb.Op_RemoveServer{RemoveServer: &pb.RemoveServer{Server: uint32(id)}}})
-	return err
 }
 
 // forgetDeletions takes what a server has to delete out of the state, some in each command so that others get in between.

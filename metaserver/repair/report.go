@@ -33,16 +33,18 @@ func (r *rate) add(now time.Time, bytes uint64) {
 	r.buckets[r.second%int64(len(r.buckets))] += bytes
 }
 
-// perSecond leaves the present second out, which is not over.
+// perSecond counts from the second on in which something was copied first, as far back as rate looks, and leaves the present one
+// out, which is not over.
 func (r *rate) perSecond(now time.Time) uint64 {
 	r.roll(now)
-	var sum uint64
-	for i, b := range r.buckets {
-		if int64(i) != r.second%int64(len(r.buckets)) {
-			sum += b
+	var sum, seconds uint64
+	for s := r.second - int64(rateOver/time.Second); s < r.second; s++ {
+		b := r.buckets[s%int64(len(r.buckets))]
+		if sum += b; sum > 0 {
+			seconds++
 		}
 	}
-	return sum / uint64(rateOver/time.Second)
+	return sum / max(1, seconds)
 }
 
 // Report says how safe the data is.
@@ -63,7 +65,7 @@ func (e *Engine) Report() *pb.Redundancy {
 		r.EtaSeconds = (r.BytesLeft + r.BytesPerSecond - 1) / r.BytesPerSecond
 	}
 	if r.HeldBack == "" && e.blocked.nowhere > 0 {
-		r.HeldBack = fmt.Sprintf("for %d chunks there is no healthy server with room that has nothing of them yet", e.blocked.nowhere)
+		r.HeldBack = fmt.Sprintf("no healthy server with room is left that has nothing yet of %s", chunks(uint64(e.blocked.nowhere)))
 	}
 	r.Summary = summary(r)
 	return r
