@@ -48,7 +48,7 @@ func (st *state) adopt(cfg Config) error {
 	}
 	if n := cfg.Chunkservers; n != 0 {
 		if n < st.Chunkservers {
-			return fmt.Errorf("%s has %d chunk servers; with %d the data of the others would be missing (leave --chunkservers out, or ask for at least %d)", cfg.Dir, st.Chunkservers, n, st.Chunkservers)
+			return fmt.Errorf("%s has directories of %d chunk servers, of which any but removed ones hold data; %d are too few (leave --chunkservers out, or ask for at least %d)", cfg.Dir, st.Chunkservers, n, st.Chunkservers)
 		}
 		if n > maxChunkservers {
 			return fmt.Errorf("%d chunk servers in one process, at most %d (--chunkservers)", n, maxChunkservers)
