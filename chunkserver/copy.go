@@ -376,5 +376,8 @@ func (s *Server) pass(ctx context.Context, p *shardPlan, n int) (leave func(), e
 	if p.urgent {
 		return func() {}, nil
 	}
-	return s.copyPass.enter(ctx)
+	began := time.Now()
+	leave, err = s.copyPass.enter(ctx)
+	s.metrics.copyWaits.Add(time.Since(began).Seconds())
+	return leave, err
 }

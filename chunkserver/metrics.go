@@ -25,6 +25,7 @@ type metrics struct {
 
 	copies                          *prometheus.CounterVec // result
 	copiedBytes, copySourceFailures prometheus.Counter
+	copyWaits                       prometheus.Counter
 	scrubBytes, scrubBad            prometheus.Counter
 
 	appendSeconds, readSeconds, syncSeconds prometheus.Observer
@@ -57,6 +58,7 @@ func newMetrics(s *Server, reg prometheus.Registerer) *metrics {
 	m.copies = counter("copies_total", "Copies of chunks that were ordered here, by what came of them.", "result")
 	m.copiedBytes = plain("copied_bytes_total", "Payload bytes written for copies.")
 	m.copySourceFailures = plain("copy_source_failures_total", "Reads of copies that failed at another server.")
+	m.copyWaits = plain("copy_wait_seconds_total", "Time that frames of copies waited because clients were served.")
 	m.scrubBytes = plain("scrubbed_bytes_total", "Bytes of chunk files that were read and checked by scrubbing.")
 	m.scrubBad = plain("scrub_bad_total", "Chunks that scrubbing, or a check that was asked for, found damaged or without their file.")
 	m.appendSeconds, m.readSeconds, m.syncSeconds = m.latency.WithLabelValues("append"), m.latency.WithLabelValues("read"), m.latency.WithLabelValues("sync")
@@ -67,7 +69,7 @@ func newMetrics(s *Server, reg prometheus.Registerer) *metrics {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, f)
 	}
 	m.all = []prometheus.Collector{
-		m.ops, m.latency, m.mismatches, m.syncs, m.deletions, m.copies, m.copiedBytes, m.copySourceFailures, m.scrubBytes, m.scrubBad, diskCollector{s},
+		m.ops, m.latency, m.mismatches, m.syncs, m.deletions, m.copies, m.copiedBytes, m.copySourceFailures, m.copyWaits, m.scrubBytes, m.scrubBad, diskCollector{s},
 		bytes("read_bytes_total", "Payload bytes sent to clients.", &m.bytesRead),
 		bytes("written_bytes_total", "Payload bytes appended.", &m.bytesWritten),
 		gauge("copies_running", "Copies being made.", func() float64 { _, n := s.copies.count(); return float64(n) }),
