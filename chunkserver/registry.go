@@ -282,10 +282,12 @@ func (b *beater) sendInventory() error {
 
 // heartbeat says how the server is, and what it has found and done since the last one.
 func (s *Server) heartbeat() *pb.HeartbeatRequest {
-	return &pb.HeartbeatRequest{
-		Disks: s.store.infos(), Deleted: s.deletions.report(), Corrupt: s.takeCorrupt(), Copied: s.copies.report(), Scrub: s.scrubs.progress(),
+	h := &pb.HeartbeatRequest{
+		Deleted: s.deletions.report(), Corrupt: s.takeCorrupt(), Copied: s.copies.report(), Scrub: s.scrubs.progress(),
 		BytesRead: s.metrics.bytesRead.Load(), BytesWritten: s.metrics.bytesWritten.Load(),
 	}
+	h.Disks = s.store.infos() // last: what it says it has made or deleted is in there
+	return h
 }
 
 // foundBad notes a damaged chunk for the next heartbeat. One that was made anew on another disk is not missed.

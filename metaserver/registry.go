@@ -168,6 +168,7 @@ func (h *heartbeats) receive(ctx context.Context) {
 			return
 		}
 		h.l.live.Heartbeat(h.id, req.Disks, req.BytesRead, req.BytesWritten)
+		h.l.repair.Deleted(h.id, req.Deleted)
 		select {
 		case h.work <- req:
 		case <-ctx.Done():

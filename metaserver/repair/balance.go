@@ -18,16 +18,18 @@ const (
 	balanceLook  = 4096      // records looked at in one round
 	tolerance    = 20        // a server is as full as the others if it differs by at most one in so many parts
 	leastUneven  = 128 << 20 // bytes below which no difference matters
-	// shedFor is how long what was moved away from a server may still be counted in what it says it holds: it is deleted when
-	// no client can have it cached any more.
-	shedFor = 20 * time.Second
+	// balanceAfter is how long balance waits under a new leader, who does not know what servers are about to delete: more than
+	// clients may have that cached.
+	balanceAfter = 20 * time.Second
+	// shedFor is after how long a server is no longer believed to delete what was moved away from it.
+	shedFor = 10 * time.Minute
 )
 
-// shed is bytes that a server is about to delete.
+// shed is what was moved away from a server, and is counted in what it says it holds until it has deleted it: when no client can
+// have it cached any more.
 type shed struct {
-	server chunk.ServerID
-	bytes  uint64
-	until  time.Time
+	bytes uint64
+	until time.Time
 }
 
 // balance moves shards from servers that are fuller than others, measured by their size, to those that are less so, while
@@ -66,14 +68,17 @@ const pairs = 4
 func (e *Engine) uneven(now time.Time) (over, under []share) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.sheds = slices.DeleteFunc(e.sheds, func(s shed) bool { return now.After(s.until) })
 	if now.Sub(e.balanced) < balanceEvery || !e.queue.empty() || e.underWay() >= balanceMoves || e.found.drains > 0 {
 		return nil, nil
 	}
 	e.balanced = now
 	going := map[chunk.ServerID]uint64{}
-	for _, s := range e.sheds {
-		going[s.server] += s.bytes
+	for at, s := range e.sheds {
+		if now.After(s.until) {
+			delete(e.sheds, at)
+			continue
+		}
+		going[at.server] += s.bytes
 	}
 	var used, capacity float64
 	holds := map[*server]float64{}

@@ -35,7 +35,6 @@ func (w *world) rest(deletions bool) (moved uint64) {
 	before := w.e.copied.bytes
 	if deletions {
 		w.serve(false)
-		w.e.sheds = nil
 	} else {
 		for id, s := range w.servers {
 			w.e.forgetOrders()

@@ -51,6 +51,7 @@ func (e *Engine) adopt(m *move, now time.Time) {
 	}
 	m.began = now
 	e.moves[m.place()] = m
+	delete(e.sheds, m.place()) // it stays
 	e.count(m, 1)
 }
 
@@ -303,7 +304,19 @@ func (e *Engine) Waiting(id chunk.ServerID) int {
 // shed notes that a server has yet to delete what was moved away from it. e.mu is held.
 func (e *Engine) shed(m *move) {
 	if m.from != 0 && m.from != m.server {
-		e.sheds = append(e.sheds, shed{m.from, m.bytes, time.Now().Add(shedFor)})
+		e.sheds[place{m.from, m.stored}] = shed{m.bytes, time.Now().Add(shedFor)}
+	}
+}
+
+// Deleted takes in what a server says it has deleted. It is to be called when what the server holds without that becomes known.
+func (e *Engine) Deleted(server chunk.ServerID, ids []uint64) {
+	if len(ids) == 0 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, id := range ids {
+		delete(e.sheds, place{server, chunk.ID(id)})
 	}
 }
 

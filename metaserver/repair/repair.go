@@ -86,7 +86,7 @@ type Engine struct {
 	rate     rate
 	copied   counters
 	again    time.Time // when a chunk may be tried again whose move failed
-	sheds    []shed
+	sheds    map[place]shed
 	balanced time.Time
 	excess   uint64                      // bytes that balance would move
 	cursors  map[chunk.ServerID]chunk.ID // where balance looks next; Run's alone
@@ -133,7 +133,7 @@ func New(cluster Cluster, cfg Config) *Engine {
 	}
 	return &Engine{
 		cfg: cfg, cluster: cluster, log: cfg.Logger, wake: make(chan struct{}, 1), stale: true,
-		servers: map[chunk.ServerID]*server{}, moves: map[place]*move{}, retries: map[chunk.ID]*retry{}, cursors: map[chunk.ServerID]chunk.ID{},
+		servers: map[chunk.ServerID]*server{}, moves: map[place]*move{}, sheds: map[place]shed{}, balanced: time.Now().Add(balanceAfter), retries: map[chunk.ID]*retry{}, cursors: map[chunk.ServerID]chunk.ID{},
 	}
 }
 

@@ -154,6 +154,7 @@ func (w *world) serve(failing bool) {
 			return nil
 		})
 		w.own(&pb.Op{Op: &pb.Op_FinishDeletions{FinishDeletions: &pb.FinishDeletions{Server: uint32(id), Chunks: deleted}}})
+		w.e.Deleted(id, deleted)
 		w.e.forgetOrders() // as if the server asked every time
 		for _, o := range w.e.Orders(id, 1000) {
 			if failing && w.rng.IntN(5) == 0 {
