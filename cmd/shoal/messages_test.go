@@ -164,6 +164,13 @@ func TestFlagValues(t *testing.T) {
 		"meta --id x":                `--id x: invalid argument, want a whole number from 0`,
 		"mount --cache 1x a":         `--cache 1x: invalid argument, want a whole number`,
 		"ls --long=perhaps":          `--long perhaps: invalid argument, want true or false`,
+		// A variable that is not set leaves the next flag where the value should be.
+		"meta --id 1 --data d --peers --http h:1": "--peers needs a value",
+		"chunk --data --meta h:1":                 "--data needs a value",
+		"up --data --mount d":                     "--data needs a value",
+		"ls --cluster --json":                     "--cluster needs a value",
+		"mkdir -m --parents shoal:/x":             "--mode needs a value",
+		"meta --id 1 --peers":                     "--peers needs a value",
 	} {
 		r := shoal(t, strings.Fields(args)...)
 		if r.status != exitUsage || !strings.Contains(r.err, want) || strings.Contains(r.err, "strconv") || strings.Contains(r.err, "time:") {

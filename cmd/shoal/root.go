@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/shoalfs/shoalfs/client"
 	"github.com/shoalfs/shoalfs/internal/cluster"
@@ -153,31 +152,8 @@ environment variable SHOAL_CLUSTER names.`,
 		newCp(c), newMv(c), newRm(c), newLs(c), newCat(c), newMkdir(c), newStat(c), newDu(c), newDf(c), newTree(c),
 		newStatus(c), newServers(c), newPolicy(c), newScrub(c), newFsck(c), newCompletion(c), newVersion(c),
 	)
+	guardTexts(root)
 	return root
-}
-
-// flagError says what a flag takes, where the value given is nothing of that kind.
-func flagError(err error) error {
-	var invalid *pflag.InvalidValueError
-	if !errors.As(err, &invalid) {
-		return err
-	}
-	want := ""
-	switch f := invalid.GetFlag(); f.Value.Type() {
-	case "int", "int64":
-		want = "a whole number"
-	case "uint64":
-		want = "a whole number from 0"
-	case "duration":
-		want = "a duration such as 2s or 1m"
-	case "bool":
-		want = "true or false"
-	case "rate":
-		want = invalid.Unwrap().Error() // it says what it wants
-	default:
-		return err
-	}
-	return fmt.Errorf("--%s %s: invalid argument, want %s", invalid.GetFlag().Name, quoted(invalid.GetValue()), want)
 }
 
 func defaultCluster() string {
