@@ -18,6 +18,7 @@ import (
 
 	"github.com/shoalfs/shoalfs/client"
 	"github.com/shoalfs/shoalfs/internal/cluster"
+	"github.com/shoalfs/shoalfs/internal/fserr"
 )
 
 // Exit statuses.
@@ -134,7 +135,7 @@ environment variable SHOAL_CLUSTER names.`,
 	}
 	root.SuggestionsMinimumDistance = 2
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetHelpCommand(&cobra.Command{Use: "help", Hidden: true, Args: anyArgs, RunE: func(_ *cobra.Command, args []string) error {
+	root.SetHelpCommand(&cobra.Command{Use: "help", Short: "Show what a command does, and its flags", Hidden: true, Args: anyArgs, RunE: func(_ *cobra.Command, args []string) error {
 		cmd, rest, err := root.Find(args)
 		if err != nil || len(rest) > 0 {
 			return usagef("no help for %q: there is no such command", strings.Join(args, " "))
@@ -263,7 +264,10 @@ func reason(err error) string {
 	var path *fs.PathError
 	var link *os.LinkError
 	var call *os.SyscallError
+	said, detailed := err.(*fserr.Error)
 	switch {
+	case detailed && said.Errno == syscall.EINVAL && said.Detail != "":
+		return said.Detail // which says what is wrong; "invalid argument" adds nothing
 	case errors.As(err, &path):
 		return reason(path.Err)
 	case errors.As(err, &link):
