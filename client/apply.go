@@ -197,7 +197,7 @@ func (a *applier) failed(ctx context.Context, name string, err error) error {
 func (a *applier) ask(ctx context.Context) error {
 	a.asked = time.Now()
 	var left []*applied
-	a.now.Waiting, a.now.WaitingFor = "", ""
+	why, whom := "", "" // what was said before stays until all have answered
 	for at := 0; at < len(a.queue); at += applyBatch {
 		batch := a.queue[at:min(at+applyBatch, len(a.queue))]
 		inodes := make([]uint64, len(batch))
@@ -229,15 +229,16 @@ func (a *applier) ask(ctx context.Context) error {
 			if s.Done || a.o.NoWait {
 				continue
 			}
-			if a.now.Waiting == "" && s.Problem != "" {
-				a.now.Waiting, a.now.WaitingFor = s.Problem, f.path
+			if why == "" && s.Problem != "" {
+				why, whom = s.Problem, f.path
 			}
 			left = append(left, f)
 		}
 		if r.HeldBack != "" {
-			a.now.Waiting, a.now.WaitingFor = r.HeldBack, ""
+			why, whom = r.HeldBack, ""
 		}
 	}
+	a.now.Waiting, a.now.WaitingFor = why, whom
 	a.queue, a.old = left, len(left)
 	return nil
 }
