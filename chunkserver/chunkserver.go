@@ -84,6 +84,7 @@ type Server struct {
 
 	leader      atomic.Pointer[string]
 	connected   atomic.Bool
+	removed     atomic.Bool // from the cluster, as the metaserver said
 	ready       chan struct{}
 	readyOnce   sync.Once
 	unreachable sync.Once
@@ -272,7 +273,11 @@ func (s *Server) Status() Status {
 // Health returns what keeps the server from its work, nil if nothing does.
 func (s *Server) Health() error {
 	var errs []error
-	if !s.connected.Load() {
+	switch {
+	case s.connected.Load():
+	case s.removed.Load():
+		errs = append(errs, s.errRemoved())
+	default:
 		errs = append(errs, errors.New("not connected to the leading metaserver"))
 	}
 	if s.store.working() == 0 {

@@ -1,6 +1,7 @@
 package chunkserver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -38,6 +39,8 @@ type fakeMeta struct {
 	changed    chan struct{} // closed and made anew at every change
 	leader     string        // whom it sends others to; empty and not leading: nobody
 	leads      bool
+	removed    bool // the chunk server is
+	refused    int  // registrations
 	cluster    []byte
 	nextID     uint32
 	registered []*pb.RegisterRequest
@@ -107,7 +110,10 @@ func (m *fakeMeta) until(t *testing.T, what string, cond func() bool) {
 func (m *fakeMeta) refusal() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.leads {
+	switch {
+	case m.leads && m.removed:
+		return rpc.Error(rpc.Removed, "it was removed")
+	case m.leads:
 		return nil
 	}
 	return rpc.ErrNotLeader(m.leader)
@@ -115,6 +121,7 @@ func (m *fakeMeta) refusal() error {
 
 func (m *fakeMeta) Register(_ context.Context, r *pb.RegisterRequest) (*pb.RegisterReply, error) {
 	if err := m.refusal(); err != nil {
+		m.update(func() { m.refused++ })
 		return nil, err
 	}
 	var reply *pb.RegisterReply
@@ -240,6 +247,16 @@ func (m *fakeMeta) order(t *testing.T, s *running, r *pb.HeartbeatReply) {
 	})
 }
 
+// remove removes the chunk server and ends its stream.
+func (m *fakeMeta) remove() {
+	m.update(func() {
+		m.removed = true
+		for _, s := range m.streams {
+			s.cancel()
+		}
+	})
+}
+
 // depose makes it a follower of another and ends its streams.
 func (m *fakeMeta) depose(leader string) {
 	m.update(func() {
@@ -248,6 +265,30 @@ func (m *fakeMeta) depose(leader string) {
 			s.cancel()
 		}
 	})
+}
+
+// syncBuffer is where a log goes that is read while it is written.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+func (s *syncBuffer) Reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.b.Reset()
 }
 
 // running is a chunk server under test.

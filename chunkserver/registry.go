@@ -55,10 +55,15 @@ func (s *Server) runRegistry(ctx context.Context) error {
 			return fmt.Errorf("metaserver %s: %w", addr, fatal.error)
 		}
 		hint = ""
-		if rpc.Kind(err) == rpc.NotLeader {
+		switch rpc.Kind(err) {
+		case rpc.NotLeader:
 			hint = rpc.Detail(err).Leader
+		case rpc.Removed:
+			if !s.removed.Swap(true) {
+				s.log.Error(s.errRemoved().Error(), "metaserver", addr)
+			}
 		}
-		if joined {
+		if joined && !s.removed.Load() {
 			backoff = minBackoff
 			s.log.Warn("lost the metaserver; looking for the leader", "address", addr, "err", err)
 			continue
@@ -73,13 +78,19 @@ func (s *Server) runRegistry(ctx context.Context) error {
 		if !wait(ctx, backoff/2+rand.N(backoff/2)) {
 			return nil
 		}
-		if backoff = min(2*backoff, maxBackoff); backoff == maxBackoff {
+		if backoff = min(2*backoff, maxBackoff); backoff == maxBackoff && !s.removed.Load() {
 			s.unreachable.Do(func() {
 				s.log.Warn("no metaserver takes this chunk server in; trying on", "addresses", s.cfg.Meta, "err", err)
 			})
 		}
 	}
 	return nil
+}
+
+// errRemoved is what is wrong with a server that the metaserver has said was removed. It goes on asking: the metadata may be
+// restored.
+func (s *Server) errRemoved() error {
+	return fmt.Errorf("this chunk server, number %d, was removed from the cluster: stop it; with an empty data directory it joins anew", s.store.identity().Server)
 }
 
 // wait returns false if ctx ended first.
@@ -220,6 +231,7 @@ func (b *beater) run(ctx context.Context, addr string) error {
 	}
 	s.leader.Store(&addr)
 	s.connected.Store(true)
+	s.removed.Store(false)
 	s.readyOnce.Do(func() {
 		s.log.Info("registered", "server", id.Server, "cluster", id.Cluster, "metaserver", addr)
 		close(s.ready)

@@ -2,6 +2,7 @@ package chunkserver
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -153,6 +154,43 @@ func TestWrongClusterIsFatal(t *testing.T) {
 		}
 	case <-time.After(30 * time.Second):
 		t.Fatal("it goes on trying")
+	}
+}
+
+// A server that was removed says so, once, and what to do; it is not the metaserver that was lost.
+func TestRemoved(t *testing.T) {
+	m := newMeta(t)
+	var log syncBuffer
+	dirs := []string{t.TempDir()}
+	cfg := Config{Dirs: dirs, Meta: []string{m.srv.Address()}, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	s := start(t, cfg)
+	s.awaitReady(t)
+	m.remove()
+	const want = "this chunk server, number 5, was removed from the cluster: stop it; with an empty data directory it joins anew"
+	says := func() {
+		t.Helper()
+		deadline := time.Now().Add(30 * time.Second)
+		for err := s.Health(); err == nil || err.Error() != want; err = s.Health() {
+			if time.Now().After(deadline) {
+				t.Fatalf("health: %v", err)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		m.until(t, "more attempts", func() bool { return m.refused > 3 })
+		if got := log.String(); strings.Count(got, want) != 1 || strings.Contains(got, "lost the metaserver") || strings.Contains(got, "no metaserver takes") {
+			t.Errorf("log:\n%s", got)
+		}
+	}
+	says()
+	s.halt(t)
+	log.Reset()
+	m.update(func() { m.refused = 0 })
+	s = start(t, cfg) // it knows its number still
+	says()
+	m.update(func() { m.removed = false }) // as after the metadata was restored
+	s.awaitReady(t)
+	if err := s.Health(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -35,6 +35,7 @@ type ApplyProgress struct {
 	Total, Left uint64
 	All         bool   // all files are found, and known
 	Waiting     string // why it does not get on, empty while it does
+	WaitingFor  string // the path of the file that Waiting is about, empty where it is about none in particular
 }
 
 // ApplyPolicy has the data that the files at and below a path hold already stored as their policies say: SetPolicy itself
@@ -196,7 +197,7 @@ func (a *applier) failed(ctx context.Context, name string, err error) error {
 func (a *applier) ask(ctx context.Context) error {
 	a.asked = time.Now()
 	var left []*applied
-	a.now.Waiting = ""
+	why, whom := "", "" // what was said before stays until all have answered
 	for at := 0; at < len(a.queue); at += applyBatch {
 		batch := a.queue[at:min(at+applyBatch, len(a.queue))]
 		inodes := make([]uint64, len(batch))
@@ -228,15 +229,16 @@ func (a *applier) ask(ctx context.Context) error {
 			if s.Done || a.o.NoWait {
 				continue
 			}
-			if a.now.Waiting == "" && s.Problem != "" {
-				a.now.Waiting = f.path + ": " + s.Problem
+			if why == "" && s.Problem != "" {
+				why, whom = s.Problem, f.path
 			}
 			left = append(left, f)
 		}
 		if r.HeldBack != "" {
-			a.now.Waiting = r.HeldBack
+			why, whom = r.HeldBack, ""
 		}
 	}
+	a.now.Waiting, a.now.WaitingFor = why, whom
 	a.queue, a.old = left, len(left)
 	return nil
 }

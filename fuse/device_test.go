@@ -36,6 +36,30 @@ func TestCheckDevice(t *testing.T) {
 	}
 }
 
+// What can be known before is said before.
+func TestCheck(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(file); err == nil || !strings.Contains(err.Error(), "not a directory") {
+		t.Errorf("%v", err)
+	}
+	if err := usable(filepath.Join(t.TempDir(), "fuse")); err == nil || !strings.Contains(err.Error(), "modprobe") {
+		t.Errorf("%v", err)
+	}
+	err := Check(t.TempDir())
+	if device := usable("/dev/fuse"); (err == nil) != (device == nil) {
+		t.Errorf("%v, %v", err, device)
+	}
+	if os.Geteuid() != 0 { // root needs no helper
+		t.Setenv("PATH", "")
+		if err := usable(file); err == nil || !strings.Contains(err.Error(), "fusermount3") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
 // One line, without numbers that mean nothing to anybody.
 func TestHelperError(t *testing.T) {
 	for msg, want := range map[string]string{

@@ -73,9 +73,34 @@ func denied(path string, mode fs.FileMode, err error) error {
 	return fmt.Errorf("%s cannot be used (%w): its mode is %#o, on most systems it is 0666: `sudo chmod 666 %s`", path, err, mode, path)
 }
 
+const device = "/dev/fuse"
+
+// Check says what keeps Mount from mounting on a directory, as far as that can be known before a cluster is there.
+func Check(dir string) error {
+	abs, err := checkMountPoint(dir)
+	if err != nil {
+		return err
+	}
+	if err := usable(device); err != nil {
+		return fmt.Errorf("mount on %s: %w", abs, err)
+	}
+	return nil
+}
+
+// usable says why this user cannot mount anything.
+func usable(device string) error {
+	if err := checkDevice(device); err != nil {
+		return err
+	}
+	if _, err := exec.LookPath("fusermount3"); err != nil && os.Geteuid() != 0 {
+		return errors.New("mounting as an ordinary user needs the program fusermount3: install the package fuse3 (Debian, Ubuntu: apt install fuse3; Fedora: dnf install fuse3), or mount as root")
+	}
+	return nil
+}
+
 // mountRaw mounts, and starts nothing.
 func mountRaw(f gofuse.RawFileSystem, dir string, o *Options) (*gofuse.Server, error) {
-	if err := checkDevice("/dev/fuse"); err != nil {
+	if err := usable(device); err != nil {
 		return nil, err
 	}
 	mo := &gofuse.MountOptions{
@@ -96,7 +121,6 @@ func mountRaw(f gofuse.RawFileSystem, dir string, o *Options) (*gofuse.Server, e
 	if o.ReadOnly {
 		mo.Options = append(mo.Options, "ro")
 	}
-	_, noHelper := exec.LookPath("fusermount3")
 	var direct error
 	if os.Geteuid() == 0 {
 		mo.DirectMountStrict = true
@@ -104,13 +128,11 @@ func mountRaw(f gofuse.RawFileSystem, dir string, o *Options) (*gofuse.Server, e
 		if err == nil {
 			return raw, nil
 		}
-		if noHelper != nil {
+		if _, noHelper := exec.LookPath("fusermount3"); noHelper != nil {
 			return nil, fmt.Errorf("mount(2): %w", err)
 		}
 		direct = fmt.Errorf("mount(2): %w", err)
 		mo.DirectMountStrict = false
-	} else if noHelper != nil {
-		return nil, errors.New("mounting as an ordinary user needs the program fusermount3: install the package fuse3 (Debian, Ubuntu: apt install fuse3; Fedora: dnf install fuse3), or mount as root")
 	}
 	raw, err := gofuse.NewServer(f, dir, mo)
 	if err == nil {

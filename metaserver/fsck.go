@@ -181,6 +181,14 @@ func plural(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
+// are is the beginning of a sentence about so many things.
+func are(n int, what string) string {
+	if n == 1 {
+		return "1 " + what + " is"
+	}
+	return plural(n, what) + " are"
+}
+
 func lack(n uint64) string {
 	if n == 1 {
 		return "1 chunk lacks shards"

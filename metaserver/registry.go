@@ -3,6 +3,7 @@ package metaserver
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -50,10 +51,29 @@ func (r *registryService) Register(ctx context.Context, req *pb.RegisterRequest)
 		Uuid: req.Uuid, Server: req.Server, Address: req.Address, Domain: req.Domain,
 	}}})
 	if err != nil {
+		if l.wasRemoved(req) {
+			return nil, removed(chunk.ServerID(req.Server))
+		}
 		return nil, rpc.ToStatus(err)
 	}
 	l.log.Info("a chunk server registered", "server", res.Server, "address", req.Address, "domain", req.Domain, "new", req.Server == 0)
 	return &pb.RegisterReply{Cluster: res.Cluster, Server: res.Server}, nil
+}
+
+// wasRemoved tells of a registration that was refused whether the server had the number that it claims to have: numbers are not
+// given out again, and nobody has this one, nor does the server have another.
+func (l *leader) wasRemoved(req *pb.RegisterRequest) (was bool) {
+	err := l.s.db.View(func(r kv.Reader) error {
+		was = req.Server != 0 && !slices.ContainsFunc(namespace.Servers(r), func(s namespace.ServerRecord) bool {
+			return s.ID == chunk.ServerID(req.Server) || bytes.Equal(s.UUID, req.Uuid)
+		})
+		return nil
+	})
+	return was && err == nil
+}
+
+func removed(id chunk.ServerID) error {
+	return rpc.Error(rpc.Removed, fmt.Sprintf("chunk server %d was removed from the cluster", id))
 }
 
 type heartbeatStream = grpc.BidiStreamingServer[pb.HeartbeatRequest, pb.HeartbeatReply]
@@ -71,7 +91,8 @@ type heartbeats struct {
 	work   chan *pb.HeartbeatRequest
 	poked  chan struct{} // 1: there is something to tell
 	failed chan error
-	gone   chan struct{} // closed when a newer stream of the server takes over
+	gone   chan struct{} // closed when the stream is to end
+	why    error         // why that is, once it is closed
 	once   sync.Once
 
 	ordered   map[chunk.ID]struct{} // to be deleted, as told and not answered yet
@@ -125,7 +146,7 @@ func (s *Server) heartbeat(stream heartbeatStream) error {
 			}
 			return err
 		case <-h.gone:
-			return status.Error(codes.Aborted, "the chunk server has a newer stream")
+			return h.why
 		case <-l.ctx.Done():
 			return s.notLeader()
 		}
@@ -137,17 +158,25 @@ func (l *leader) attach(h *heartbeats) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if old := l.beats[h.id]; old != nil {
-		old.once.Do(func() { close(old.gone) })
+		old.end(status.Error(codes.Aborted, "the chunk server has a newer stream"))
 	}
 	l.beats[h.id] = h
 }
 
-// cutOff ends the stream of a server that was removed: when it registers again it is told so.
+// end makes the stream end with an error, unless it is to end already.
+func (h *heartbeats) end(why error) {
+	h.once.Do(func() {
+		h.why = why
+		close(h.gone)
+	})
+}
+
+// cutOff ends the stream of a server that was removed, and tells it so.
 func (l *leader) cutOff(id chunk.ServerID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if h := l.beats[id]; h != nil {
-		h.once.Do(func() { close(h.gone) })
+		h.end(removed(id))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -180,6 +181,42 @@ func TestRegistration(t *testing.T) {
 	}
 	if err := beat(&pb.HeartbeatRequest{Cluster: f.cluster, Server: 99}); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("a heartbeat of an unknown server: %v", err)
+	}
+}
+
+// A server that is removed hears so, and when it comes back again.
+func TestRemovedServerIsToldSo(t *testing.T) {
+	s := start(t, Config{}).ready()
+	f := &fakeServer{t: t, uuid: bytes.Repeat([]byte{1}, 16)}
+	f.register(s)
+	reg := call(t, s.Address()).registry()
+	h, err := reg.Heartbeat(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Send(&pb.HeartbeatRequest{Cluster: f.cluster, Server: f.id}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.lead.Load().remove(chunk.ServerID(f.id), false); err != nil {
+		t.Fatal(err)
+	}
+	for err = nil; err == nil; {
+		_, err = h.Recv()
+	}
+	if rpc.Kind(err) != rpc.Removed {
+		t.Errorf("its stream ended with %v", err)
+	}
+	_, err = reg.Register(t.Context(), &pb.RegisterRequest{Cluster: f.cluster, Uuid: f.uuid, Server: f.id, Address: "127.0.0.1:1"})
+	if rpc.Kind(err) != rpc.Removed || !strings.Contains(err.Error(), "chunk server 1 was removed from the cluster") {
+		t.Errorf("%v", err)
+	}
+	other := &fakeServer{t: t, uuid: bytes.Repeat([]byte{2}, 16)}
+	other.register(s)
+	if _, err = reg.Register(t.Context(), &pb.RegisterRequest{Cluster: f.cluster, Uuid: other.uuid, Server: f.id, Address: "127.0.0.1:1"}); errnoOf(err) != syscall.EINVAL {
+		t.Errorf("two identities in one: %v", err)
 	}
 }
 

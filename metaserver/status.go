@@ -142,7 +142,7 @@ func (l *leader) problems(st *pb.StatusReply) []string {
 	case len(st.Servers) == 0:
 		out = append(out, "no chunk server has registered: only small files can be written")
 	case len(st.Servers) < layout.Width():
-		out = append(out, fmt.Sprintf("%d chunk servers are registered, %v needs %d: data is kept with less redundancy", len(st.Servers), layout, layout.Width()))
+		out = append(out, fmt.Sprintf("%s registered, %v needs %d: data is kept with less redundancy", are(len(st.Servers), "chunk server"), layout, layout.Width()))
 	case healthy < possible.Min && settled:
 		out = append(out, fmt.Sprintf("%d of %d chunk servers are healthy, writing needs %d: writers wait", healthy, len(st.Servers), possible.Min))
 	case healthy < layout.Width() && settled:
@@ -157,7 +157,7 @@ func (l *leader) problems(st *pb.StatusReply) []string {
 		}
 	}
 	if n := l.table.Stats().Unknown; n > 0 {
-		out = append(out, fmt.Sprintf("changes wait for %d clients of the leader before, at most %v after the leadership began", n, l.grace()))
+		out = append(out, fmt.Sprintf("changes wait for %s of the leader before, at most %v after the leadership began", plural(n, "client"), l.grace()))
 	}
 	return out
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shoalfs/shoalfs/internal/chunk"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -33,6 +34,12 @@ func TestNewLeaderSaysThatItIsNew(t *testing.T) {
 	eventually(t, "one has reported", func() bool { return strings.Contains(problems(), "the leader is new: 1 of 2") })
 	servers[1].beat(s, 20*time.Millisecond)
 	eventually(t, "all is well", func() bool { return problems() == "" })
+
+	// One thing is one thing.
+	one := &pb.StatusReply{Servers: []*pb.ServerInfo{{Id: 1, State: pb.ServerState_SERVER_STATE_HEALTHY}}, Layout: chunk.Copies(3).Proto(), Space: &pb.StatFSReply{}}
+	if got := strings.Join(s.lead.Load().problems(one), "\n"); !strings.Contains(got, "1 chunk server is registered, replicas=3 needs 3: ") {
+		t.Errorf("%q", got)
+	}
 
 	// Those that stay silent are complained about as usual.
 	l := s.lead.Load()

@@ -70,7 +70,9 @@ func TestUsageErrors(t *testing.T) {
 		{"policy set shoal:/x ec=4", "ec=4"},
 		{"policy set shoal:/x ec=4+0", "ec=K+M"},
 		{"policy set shoal:/x ec=4+2,min-copies=3", "min-copies=3"},
-		{"policy set shoal:/x many", "or default"},
+		{"policy set shoal:/x many", "want replicas=N or ec=K+M, and perhaps min-copies=N, or default\n"},
+		{"policy set shoal:/x ,", "want replicas=N or ec=K+M, or default\n"},
+		{"policy set shoal:/x replicas=1,min-copies=2", "min-copies=2: a write counts with 1 to 1 of its shards\n"},
 		{"completion tcsh", "unknown shell"},
 		{"help nothing", "no such command"},
 		{"meta --data d", "--id"},
@@ -97,6 +99,9 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestHelpAndVersionNeedNoCluster(t *testing.T) {
+	if out := must(t, "--help"); !strings.Contains(out, "\n  help        Show what a command does, and its flags\n") {
+		t.Errorf("%s", out)
+	}
 	for _, args := range []string{"--help", "help", "help cp", "cp --help", "ls --help", "version", "version --json", "completion bash", "completion fish"} {
 		if out := must(t, strings.Fields(args)...); out == "" {
 			t.Errorf("%s: nothing", args)
@@ -320,8 +325,18 @@ func TestList(t *testing.T) {
 			t.Errorf("ls -l: no %q in\n%s", want, long)
 		}
 	}
-	if got := must(t, "ls", "-d", dir); got != strings.TrimPrefix(dir, "shoal:")+"\n" {
-		t.Errorf("ls -d: %q", got)
+	for args, want := range map[string]string{
+		"-d " + dir: dir + "\n", dir + "/big": dir + "/big\n", dir + "/old " + dir + "/big": dir + "/big\n" + dir + "/old\n", // to be pasted
+	} {
+		if got := must(t, append([]string{"ls"}, strings.Fields(args)...)...); got != want {
+			t.Errorf("ls %s: %q, want %q", args, got, want)
+		}
+	}
+	if got := must(t, "ls", "-l", dir+"/big"); !strings.HasSuffix(got, " "+dir+"/big\n") {
+		t.Errorf("ls -l: %q", got)
+	}
+	if list := fromJSON[[]jsonEntry](t, must(t, "ls", "--json", dir+"/big")); len(list) != 1 || "shoal:"+list[0].Path != dir+"/big" {
+		t.Errorf("%+v", list)
 	}
 	list := fromJSON[[]jsonEntry](t, must(t, "ls", "--json", dir))
 	if len(list) != 3 || list[0].Name != "big" || list[0].Size != 3000 || list[0].Mode != "0640" || list[1].Modified.Year() > 2000 || list[2].Type != "directory" {
@@ -357,6 +372,18 @@ func TestStatDuTree(t *testing.T) {
 	}
 	if !slices.Equal(paths, []string{"/t/x/y", "/t/x", "/t"}) || du[1].Bytes != 100_000 || du[2].Files != 2 {
 		t.Errorf("%+v", du)
+	}
+	if got := must(t, "tree", dir+"/t/x/y"); !strings.HasSuffix(got, "\n\n0 directories, 1 file\n") {
+		t.Errorf("%q", got)
+	}
+	if got := must(t, "tree", "-L", "1", dir+"/t/x"); !strings.HasSuffix(got, "\n\n1 directory, 0 files\n") {
+		t.Errorf("%q", got)
+	}
+	if got := must(t, "stat", dir+"/t/link"); !strings.Contains(got, ", 1 link\n") || !strings.Contains(got, "Size: 5 bytes, ") {
+		t.Errorf("%q", got)
+	}
+	if got := must(t, "stat", dir+"/t/x"); !strings.Contains(got, ", 3 links\n") || !strings.Contains(got, "Size: 1 byte, ") {
+		t.Errorf("%q", got)
 	}
 	if got := must(t, "du", "-s", dir+"/t/x"); !strings.HasSuffix(got, "\t"+dir+"/t/x\n") || strings.Count(got, "\n") != 1 {
 		t.Errorf("%q", got)

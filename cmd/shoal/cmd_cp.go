@@ -20,10 +20,10 @@ func newCp(c *cli) *cobra.Command {
 
 Paths in the cluster are written shoal:/path, local ones as usual, - is standard input or output.
 
-If TARGET is a directory the copies go into it, under the names of their sources; otherwise there is one source and TARGET
-is the name of the copy. Modes and times are kept. Set-user-id and set-group-id bits are kept only where the copy has the
-owner and group of its original. With -r symlinks are copied as symlinks, FIFOs and device nodes made anew where that is permitted,
-and hard links become files of their own.
+If TARGET is a directory the copies go into it, under the names of their sources; otherwise there is one source and TARGET is
+the name of the copy. Modes and times are always kept (-p is --parallel, not what cp(1) means by it). Set-user-id and
+set-group-id bits are kept only where the copy has the owner and group of its original. With -r symlinks are copied as
+symlinks, FIFOs and device nodes made anew where that is permitted, and hard links become files of their own.
 
 Several files are copied at a time (--parallel). A file gets its name when it is whole: until then, and after an
 interruption, what was there before stays as it was. What could not be copied is listed at the end, and the exit status is 1.`,

@@ -14,7 +14,7 @@ func newDf(c *cli) *cobra.Command {
 		Use:   "df [-h]",
 		Short: "Show how much the cluster holds and how much still fits",
 		Long: `df shows how many bytes of file data fit into the cluster, with as many copies as new data gets, and how many still do,
-in units of 1024 bytes; and the raw space of the disks below.`,
+in units of 1024 bytes; and the raw space of the disks below. What other programs keep on these disks counts as used.`,
 		Args: exactly(0, "nothing"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.withFS(cmd.Context(), func(fsys *client.FS) error {

@@ -105,7 +105,7 @@ func (d *drain) look(now time.Time, servers []*pb.ServerInfo, r *pb.Redundancy) 
 	case !s.Draining:
 		return false, "", fmt.Errorf("chunk server %d: the drain was taken back; it holds %s", d.id, plural(s.Shards, "shard"))
 	case s.Shards == 0 && !unknown && now.Sub(d.moved) >= settleFor:
-		return true, fmt.Sprintf("chunk server %d holds nothing any more: it can be stopped; 'shoal servers remove %d' makes the cluster forget it", d.id, d.id), nil
+		return true, fmt.Sprintf("chunk server %d at %s holds nothing any more: it can be stopped; 'shoal servers remove %d' makes the cluster forget it", d.id, s.Address, d.id), nil
 	case now.Sub(d.moved) < stallAfter:
 		return false, "", nil
 	}

@@ -21,7 +21,8 @@ func newFsck(c *cli) *cobra.Command {
 		Use:   "fsck [--repair]",
 		Short: "Check the metadata, and what chunk servers hold against it",
 		Long: `fsck checks the metadata of the cluster, and what every chunk server holds against it, while the cluster works. It writes a line
-for each problem, and with --repair one for each that it repaired.
+for each problem, and with --repair one for each that it repaired. What has lost its name gets its inode number as its name in
+shoal:/lost+found.
 
 The exit status is 0 when there is no problem or all were repaired, and 1 when problems are left or the check did not get to its end.
 fsck reads no data: that is what scrub does.`,

@@ -106,7 +106,7 @@ func (l *lister) run(ctx context.Context, paths []string) {
 		case e.isDir() && !l.o.self:
 			dirs = append(dirs, p)
 		default:
-			single = append(single, item{p, p, e})
+			single = append(single, item{l.tree.Show(p), p, e})
 		}
 	}
 	if len(single) > 0 {

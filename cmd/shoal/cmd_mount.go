@@ -70,7 +70,9 @@ func (c *cli) mount(cmd *cobra.Command, args []string, o mountOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := prepareMountPoint(log, dir); err != nil {
+	point := &mountPoint{dir: dir}
+	defer point.abandon()
+	if err := point.prepare(log); err != nil {
 		return err
 	}
 	timeout := c.timeout
@@ -89,6 +91,7 @@ func (c *cli) mount(cmd *cobra.Command, args []string, o mountOptions) error {
 	}
 	m, err := mountFS(ctx, fsys, dir, subdir, o, log, reg)
 	if err == nil {
+		point.keep()
 		err = c.serveMount(ctx, m, log, w)
 	}
 	return errors.Join(err, fsys.Close(), w.Close())

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -83,8 +84,8 @@ and only one that the cluster has enough healthy chunk servers for.`,
 				return err
 			}
 			if args[1] != client.DefaultPolicy {
-				if _, err := client.ParsePolicy(args[1]); err != nil {
-					return usagef("%w, or %s", err, client.DefaultPolicy)
+				if err := checkPolicy(args[1]); err != nil {
+					return err
 				}
 			}
 			return c.withFS(cmd.Context(), func(fsys *client.FS) error {
@@ -92,6 +93,18 @@ and only one that the cluster has enough healthy chunk servers for.`,
 			})
 		},
 	}
+}
+
+// checkPolicy finds mistakes in a policy. Where the error lists what there is, it lists the default, too.
+func checkPolicy(policy string) error {
+	_, err := client.ParsePolicy(policy)
+	switch {
+	case err == nil:
+		return nil
+	case strings.Contains(err.Error(), "want replicas=N"):
+		return usagef("%w, or %s", err, client.DefaultPolicy)
+	}
+	return usageError{err}
 }
 
 // policyString says a policy in words.

@@ -22,7 +22,7 @@ below PATH first get the policy of PATH. Only the owner of a file and root may d
 
 An interruption ends it: what is done stays done, and costs nothing when apply is run again. With --no-wait the cluster goes on by
 itself, unless another metaserver takes the lead before all is done; 'shoal status' says how much there is left. Data that a client
-wrote just now waits until that client has given up the chunk that it is in, which it does some seconds after its last write.`,
+wrote just now waits until that client has given up the chunk that it is in, which it does some 30 s after its last write there.`,
 		Example: `  shoal policy set shoal:/archive ec=4+2
   shoal policy apply --inherit shoal:/archive`,
 		Args: exactly(1, "a path"),
@@ -45,7 +45,7 @@ func (c *cli) applyPolicy(cmd *cobra.Command, fsys *client.FS, path string, inhe
 	var failed failures
 	g := c.newGauge()
 	defer g.stop()
-	w := &applyWatch{}
+	w := &applyWatch{show: t.Show}
 	p, err := fsys.ApplyPolicy(ctx, path, client.ApplyOptions{
 		Inherit: inherit, NoWait: noWait,
 		Failed: func(err error) { failed.addUnlessDone(ctx, atPath(t, path, err)) },
@@ -84,6 +84,7 @@ func atPath(t tree, path string, err error) error {
 
 // applyWatch notices when nothing moves.
 type applyWatch struct {
+	show  func(path string) string
 	last  client.ApplyProgress
 	moved time.Time
 	told  string
@@ -92,7 +93,10 @@ type applyWatch struct {
 // look takes what the cluster says at a time, and returns what there is to say.
 func (w *applyWatch) look(now time.Time, p client.ApplyProgress) string {
 	why := p.Waiting
-	p.Waiting = ""
+	if p.WaitingFor != "" {
+		why = w.show(p.WaitingFor) + ": " + why
+	}
+	p.Waiting, p.WaitingFor = "", ""
 	if w.moved.IsZero() || p != w.last {
 		w.last, w.moved, w.told = p, now, ""
 	}

@@ -101,11 +101,3 @@ func (c *cli) withServer(ctx context.Context, arg string, fn func(*client.FS, ui
 		return err
 	})
 }
-
-// plural counts things: "1 shard", "2 shards".
-func plural(n uint64, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return fmt.Sprintf("%d %ss", n, thing)
-}

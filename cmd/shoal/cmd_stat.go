@@ -66,14 +66,14 @@ func writeStat(w io.Writer, path string, e *entry, n *names) error {
 	stamp := func(t time.Time) string { return t.Format("2006-01-02 15:04:05.000000000 -0700") }
 	_, err := fmt.Fprintf(w, `  File: %s
   Type: %s
-  Size: %d bytes, %d allocated
- Inode: %d, %d links
+  Size: %s, %d allocated
+ Inode: %d, %s
   Mode: %04o/%s  owner %d/%s  group %d/%s
 Access: %s
 Modify: %s
 Change: %s
  Birth: %s
-`, name, kindName(e.Mode), e.Size, e.Allocated, e.ID.ino, e.Nlink, e.permBits(), modeString(e.Mode), e.UID, n.user(e.UID), e.GID, n.group(e.GID),
+`, name, kindName(e.Mode), plural(uint64(e.Size), "byte"), e.Allocated, e.ID.ino, plural(e.Nlink, "link"), e.permBits(), modeString(e.Mode), e.UID, n.user(e.UID), e.GID, n.group(e.GID),
 		stamp(e.Atime), stamp(e.Mtime), stamp(e.Ctime), stamp(e.Btime))
 	return err
 }

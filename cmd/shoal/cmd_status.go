@@ -128,7 +128,7 @@ func writeStatus(w io.Writer, st *pb.StatusReply) error {
 		fmt.Fprintf(&b, "PROBLEM       %s\n", p)
 	}
 	fmt.Fprintf(&b, "files         %d\n", st.Inodes)
-	fmt.Fprintf(&b, "data          %s in %d chunks\n", humanSize(st.FileBytes), st.Chunks)
+	fmt.Fprintf(&b, "data          %s in %s\n", humanSize(st.FileBytes), plural(st.Chunks, "chunk"))
 	b.WriteString(rewritingLines(st.Rewriting))
 	fmt.Fprintf(&b, "still fits    %s\n", humanSize(st.GetSpace().GetAvailable()))
 	fmt.Fprintf(&b, "raw space     %s free of %s\n", humanSize(st.GetSpace().GetFree()), humanSize(st.GetSpace().GetCapacity()))
@@ -137,7 +137,7 @@ func writeStatus(w io.Writer, st *pb.StatusReply) error {
 	}
 	fmt.Fprintf(&b, "sessions      %d\n", st.Sessions)
 	if st.Deletions > 0 {
-		fmt.Fprintf(&b, "deletions     %d chunk copies wait to be deleted\n", st.Deletions)
+		fmt.Fprintf(&b, "deletions     %s to be deleted\n", plural(st.Deletions, "chunk copy"))
 	}
 	b.WriteString("\nmetaservers\n")
 	rows := [][]string{}

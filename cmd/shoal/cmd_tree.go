@@ -40,7 +40,7 @@ func newTree(c *cli) *cobra.Command {
 						return err
 					}
 				} else {
-					d.printf("\n%d directories, %d files\n", d.dirs, d.files)
+					d.printf("\n%s, %s\n", plural(d.dirs, "directory"), plural(d.files, "file"))
 				}
 				if err := out.Flush(); err != nil {
 					return err
@@ -64,7 +64,7 @@ type drawing struct {
 	terminal    bool
 	all, sizes  bool
 	levels      int
-	dirs, files int
+	dirs, files uint64
 	failed      failures
 }
 

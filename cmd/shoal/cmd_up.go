@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -99,8 +102,24 @@ func (c *cli) up(cmd *cobra.Command, o upOptions) error {
 	cfg.Logger, cfg.Registerer = log, reg
 	var cl *cluster.Cluster
 	w := &web{}
-	// The directory comes first: where another process has it, that one has the ports too, and is what is to be named.
+	point := &mountPoint{dir: o.mount}
+	defer point.abandon()
+	prepareMount := sync.OnceValue(func() error {
+		if o.mount == "" {
+			return nil
+		}
+		return point.prepare(log)
+	})
+	if _, err := os.Lstat(o.data); errors.Is(err, fs.ErrNotExist) { // so that nothing is made for what cannot be mounted
+		if err := prepareMount(); err != nil {
+			return err
+		}
+	}
+	// The directory comes first: where another process has it, that one has the ports and the mount too, and is what is to be named.
 	cfg.Prepare = func() error {
+		if err := prepareMount(); err != nil {
+			return err
+		}
 		opened, err := o.web.open(log, reg, func() error { return upHealth(cl) }, httpd.MetaPage("run by one process, shoal up",
 			func(ctx context.Context) (*pb.StatusReply, error) { return cl.Status(ctx) }))
 		if err == nil {
@@ -115,7 +134,7 @@ func (c *cli) up(cmd *cobra.Command, o upOptions) error {
 	ctx := cmd.Context()
 	err = cl.Start(ctx)
 	if err == nil {
-		err = c.serveUp(ctx, cl, w, o, log, reg)
+		err = c.serveUp(ctx, cl, w, o, point, log, reg)
 	}
 	if ctx.Err() != nil {
 		err = withoutCancel(err)
@@ -134,7 +153,7 @@ func upHealth(cl *cluster.Cluster) error {
 }
 
 // serveUp announces the running cluster, mounts it if asked to, and waits until ctx ends, or a part does.
-func (c *cli) serveUp(ctx context.Context, cl *cluster.Cluster, w *web, o upOptions, log *slog.Logger, reg prometheus.Registerer) error {
+func (c *cli) serveUp(ctx context.Context, cl *cluster.Cluster, w *web, o upOptions, point *mountPoint, log *slog.Logger, reg prometheus.Registerer) error {
 	lines := []string{
 		fmt.Sprintf("data    %s (metaservers: %d, chunk servers: %d)", filepath.Clean(o.data), cl.Metaservers(), cl.Chunkservers()),
 		"cluster " + cl.Address(),
@@ -144,9 +163,6 @@ func (c *cli) serveUp(ctx context.Context, cl *cluster.Cluster, w *web, o upOpti
 	}
 	var gone <-chan struct{} // the mount
 	if o.mount != "" {
-		if err := prepareMountPoint(log, o.mount); err != nil {
-			return err
-		}
 		log, reg := log.With("part", "mount"), prometheus.WrapRegistererWith(prometheus.Labels{"part": "mount"}, reg)
 		fsys, err := connect(ctx, cl.Address(), 0, client.WithLogger(log), client.WithRegisterer(reg))
 		if err != nil {
@@ -156,6 +172,7 @@ func (c *cli) serveUp(ctx context.Context, cl *cluster.Cluster, w *web, o upOpti
 		if err != nil {
 			return errors.Join(err, fsys.Close())
 		}
+		point.keep()
 		defer closeMount(m, fsys, log)
 		gone = m.Done()
 		lines = append(lines, "mounted "+filepath.Clean(o.mount))

@@ -33,6 +33,17 @@ func humanSize(n uint64) string {
 	return fmt.Sprintf("1.0%c", "KMGTPE"[unit+1])
 }
 
+// plural counts things: "1 shard", "2 shards", "2 directories".
+func plural(n uint64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	if stem, ok := strings.CutSuffix(thing, "y"); ok {
+		thing = stem + "ie"
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // blocks writes bytes in units of 1024, rounded up, or as humanSize.
 func blocks(n uint64, human bool) string {
 	if human {

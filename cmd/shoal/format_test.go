@@ -39,6 +39,11 @@ func TestFormats(t *testing.T) {
 			t.Errorf("listTime of %v ago = %q, want %q", ago, got, want)
 		}
 	}
+	for n, want := range map[uint64]string{0: "0 shards, 0 directories", 1: "1 shard, 1 directory", 2: "2 shards, 2 directories"} {
+		if got := plural(n, "shard") + ", " + plural(n, "directory"); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
 	if got := shown("a\x1b[31m\nb\xffü", true); got != "a?[31m?b?ü" {
 		t.Errorf("%q", got)
 	}

@@ -58,7 +58,7 @@ func TestPolicyApplyInterrupted(t *testing.T) {
 	var out, errOut bytes.Buffer
 	time.AfterFunc(stallAfter+4*time.Second, cancel)
 	status := run(ctx, []string{"policy", "apply", dir}, strings.NewReader(""), &out, &errOut)
-	want := "shoal policy apply: 293K left: " + path + ": some of it is in chunks that clients still write to, or that cannot be read now\n" +
+	want := "shoal policy apply: 293K left: " + dir + "/file: some of it is in chunks that clients still write to, or that cannot be read now\n" +
 		"shoal policy apply: interrupted: 293K of 293K have yet to be written anew, as far as is known; run it again to go on\n"
 	if status != exitFailed || out.Len() > 0 || errOut.String() != want {
 		t.Errorf("%d %q\n%s\nwant\n%s", status, out.String(), errOut.String(), want)
@@ -66,18 +66,21 @@ func TestPolicyApplyInterrupted(t *testing.T) {
 }
 
 func TestPolicyApplyHeldUp(t *testing.T) {
-	w, now := &applyWatch{}, time.Now()
-	p := client.ApplyProgress{Files: 2, Total: 2048, Left: 1024, Waiting: "this"}
+	w, now := &applyWatch{show: remoteTree{}.Show}, time.Now()
+	p := client.ApplyProgress{Files: 2, Total: 2048, Left: 1024}
 	for _, c := range []struct {
 		after   time.Duration
-		waiting string
+		waiting string // for a file where there is a colon
 		left    uint64
 		want    string
 	}{
 		{0, "this", 1024, ""}, {stallAfter - 1, "this", 1024, ""}, {stallAfter, "this", 1024, "1.0K left: this"}, {2 * stallAfter, "this", 1024, ""},
-		{2 * stallAfter, "that", 1024, "1.0K left: that"}, {2 * stallAfter, "that", 1000, ""}, {3 * stallAfter, "", 1000, ""}, {4 * stallAfter, "that", 1000, "1000 left: that"},
+		{2 * stallAfter, "that", 1024, "1.0K left: that"}, {2 * stallAfter, "/f:that", 1024, "1.0K left: shoal:/f: that"}, {2 * stallAfter, "that", 1000, ""}, {3 * stallAfter, "", 1000, ""}, {4 * stallAfter, "that", 1000, "1000 left: that"},
 	} {
-		p.Waiting, p.Left = c.waiting, c.left
+		p.WaitingFor, p.Waiting, p.Left = "", c.waiting, c.left
+		if path, why, ok := strings.Cut(c.waiting, ":"); ok {
+			p.WaitingFor, p.Waiting = path, why
+		}
 		if got := w.look(now.Add(c.after), p); got != c.want {
 			t.Errorf("%v: %q, want %q", c, got, c.want)
 		}

@@ -30,5 +30,5 @@ func TestPolicies(t *testing.T) {
 	}
 	fails(t, exitFailed, []string{dir + "/no such thing: no such file"}, "policy", "get", dir+"/no such thing")
 	fails(t, exitFailed, []string{dir + "/no such thing: no such file"}, "policy", "set", dir+"/no such thing", "replicas=2")
-	fails(t, exitFailed, []string{dir + ": ec=4+2 needs 6 chunk servers"}, "policy", "set", dir, "ec=4+2")
+	fails(t, exitFailed, []string{dir + ": ec=4+2 needs 6 chunk servers that are healthy and have room, of which there are 3\n"}, "policy", "set", dir, "ec=4+2")
 }

@@ -111,3 +111,39 @@ func TestReference(t *testing.T) {
 		t.Errorf("%s is not current: go test ./cmd/shoal -run TestReference -update", referenceFile)
 	}
 }
+
+// docs/dependencies.md lists what go.mod requires directly, and nothing else.
+func TestDependencies(t *testing.T) {
+	const list = "../../docs/dependencies.md"
+	mod, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		if cells := strings.Split(line, "|"); len(cells) > 2 && strings.Contains(cells[1], ".") {
+			for name := range strings.SplitSeq(cells[1], ",") {
+				listed[strings.TrimSpace(name)] = true
+			}
+		}
+	}
+	required := map[string]bool{}
+	for line := range strings.Lines(string(mod)) {
+		switch f := strings.Fields(line); {
+		case !strings.HasPrefix(line, "\t"), strings.HasSuffix(line, "// indirect\n"):
+		case len(f) == 2 && !listed[f[0]]:
+			t.Errorf("%s lacks %s", list, f[0])
+		default: // required, or a tool
+			required[f[0]] = true
+		}
+	}
+	for name := range listed {
+		if !required[name] && !required[name+"/cmd/staticcheck"] {
+			t.Errorf("%s lists %s, which go.mod does not require directly", list, name)
+		}
+	}
+}

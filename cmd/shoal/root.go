@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/shoalfs/shoalfs/client"
 	"github.com/shoalfs/shoalfs/internal/cluster"
+	"github.com/shoalfs/shoalfs/internal/fserr"
 )
 
 // Exit statuses.
@@ -135,7 +135,7 @@ environment variable SHOAL_CLUSTER names.`,
 	}
 	root.SuggestionsMinimumDistance = 2
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetHelpCommand(&cobra.Command{Use: "help", Hidden: true, Args: anyArgs, RunE: func(_ *cobra.Command, args []string) error {
+	root.SetHelpCommand(&cobra.Command{Use: "help", Short: "Show what a command does, and its flags", Hidden: true, Args: anyArgs, RunE: func(_ *cobra.Command, args []string) error {
 		cmd, rest, err := root.Find(args)
 		if err != nil || len(rest) > 0 {
 			return usagef("no help for %q: there is no such command", strings.Join(args, " "))
@@ -153,31 +153,8 @@ environment variable SHOAL_CLUSTER names.`,
 		newCp(c), newMv(c), newRm(c), newLs(c), newCat(c), newMkdir(c), newStat(c), newDu(c), newDf(c), newTree(c),
 		newStatus(c), newServers(c), newPolicy(c), newScrub(c), newFsck(c), newCompletion(c), newVersion(c),
 	)
+	guardTexts(root)
 	return root
-}
-
-// flagError says what a flag takes, where the value given is nothing of that kind.
-func flagError(err error) error {
-	var invalid *pflag.InvalidValueError
-	if !errors.As(err, &invalid) {
-		return err
-	}
-	want := ""
-	switch f := invalid.GetFlag(); f.Value.Type() {
-	case "int", "int64":
-		want = "a whole number"
-	case "uint64":
-		want = "a whole number from 0"
-	case "duration":
-		want = "a duration such as 2s or 1m"
-	case "bool":
-		want = "true or false"
-	case "rate":
-		want = invalid.Unwrap().Error() // it says what it wants
-	default:
-		return err
-	}
-	return fmt.Errorf("--%s %s: invalid argument, want %s", invalid.GetFlag().Name, quoted(invalid.GetValue()), want)
 }
 
 func defaultCluster() string {
@@ -287,7 +264,10 @@ func reason(err error) string {
 	var path *fs.PathError
 	var link *os.LinkError
 	var call *os.SyscallError
+	said, detailed := err.(*fserr.Error)
 	switch {
+	case detailed && said.Errno == syscall.EINVAL && said.Detail != "":
+		return said.Detail // which says what is wrong; "invalid argument" adds nothing
 	case errors.As(err, &path):
 		return reason(path.Err)
 	case errors.As(err, &link):

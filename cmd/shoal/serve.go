@@ -4,16 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
-	"os"
 	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
-	"github.com/shoalfs/shoalfs/fuse"
 	"github.com/shoalfs/shoalfs/internal/httpd"
 )
 
@@ -144,19 +141,5 @@ func withoutCancel(err error) error {
 // announce writes a line to standard output at once.
 func (c *cli) announce(line string) error {
 	_, err := fmt.Fprintln(c.out, line)
-	return err
-}
-
-// prepareMountPoint makes the directory to mount on if it is not there, and takes away what a mount left whose process
-// died. It says whether it made the directory.
-func prepareMountPoint(log *slog.Logger, dir string) error {
-	_, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, syscall.ENOTCONN):
-		log.Warn("removing the mount of a process that died", "dir", dir)
-		return fuse.Unmount(dir)
-	case errors.Is(err, fs.ErrNotExist):
-		return os.MkdirAll(dir, 0o755)
-	}
 	return err
 }

@@ -233,6 +233,62 @@ func TestUpMounts(t *testing.T) {
 	s.stop()
 }
 
+// Where nothing can be mounted no cluster is made.
+func TestUpChecksMountPointFirst(t *testing.T) {
+	dir := t.TempDir()
+	file, data := filepath.Join(dir, "file"), filepath.Join(dir, "data")
+	write(t, file, nil, 0o600)
+	args := []string{"up", "--data", data, "--listen", "127.0.0.1:0", "--http", "", "--log-level", "error"}
+	fails(t, exitFailed, []string{file, "not a directory"}, append(args, "--mount", file)...)
+	fails(t, exitFailed, []string{file, "not a directory"}, append(args, "--mount", filepath.Join(file, "below"))...)
+	if _, err := os.Lstat(data); !os.IsNotExist(err) {
+		t.Errorf("the data directory is there: %v", err)
+	}
+
+	s := serve(t, args...)
+	s.ready()
+	fails(t, exitFailed, []string{data + " is in use by another `shoal up`"}, append(args, "--mount", file)...) // which is to be told first
+	s.stop()
+	fails(t, exitFailed, []string{file, "not a directory"}, append(args, "--mount", file)...)
+
+	testenv.NeedFUSE(t)
+	mnt, other := filepath.Join(dir, "mnt"), filepath.Join(dir, "other")
+	s = serve(t, append(args, "--mount", mnt)...)
+	s.ready()
+	fails(t, exitFailed, []string{mnt, "mounted there already", "umount"}, "up", "--data", other, "--mount", mnt, "--listen", "127.0.0.1:0", "--http", "", "--log-level", "error")
+	if _, err := os.Lstat(other); !os.IsNotExist(err) {
+		t.Errorf("the data directory is there: %v", err)
+	}
+	s.stop()
+}
+
+// What was made to mount on goes again when nothing was mounted; what was there stays.
+func TestFailedMountLeavesNothing(t *testing.T) {
+	testenv.NeedFUSE(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	busy, dir := l.Addr().String(), t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "there"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, mnt := range []string{"made/for it", "there/below", "there"} {
+		fails(t, exitFailed, []string{busy, "--http"}, "mount", freeAddress(t), filepath.Join(dir, mnt), "--http", busy)
+		fails(t, exitFailed, []string{"no cluster answers"}, "mount", freeAddress(t), filepath.Join(dir, mnt), "--timeout", "50ms", "--log-level", "error")
+		fails(t, exitFailed, []string{busy, "--http"}, "up", "--data", filepath.Join(dir, "there", "data"), "--mount", filepath.Join(dir, mnt), "--listen", "127.0.0.1:0", "--http", busy)
+		if err := os.RemoveAll(filepath.Join(dir, "there", "data")); err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{dir, filepath.Join(dir, "there")} {
+			if list, err := os.ReadDir(path); err != nil || path == dir && len(list) != 1 || path != dir && len(list) != 0 {
+				t.Errorf("%s: %v, %v", mnt, list, err)
+			}
+		}
+	}
+}
+
 // A mount waits for a cluster that is not there yet, and an interrupt ends the wait.
 func TestMountWaits(t *testing.T) {
 	testenv.NeedFUSE(t)

@@ -84,7 +84,7 @@ func TestDrainAndRemove(t *testing.T) {
 	if got := must(t, "servers", "undrain", "3"); !strings.HasPrefix(got, "chunk server 3 is not being drained any more; it holds ") {
 		t.Errorf("%q", got)
 	}
-	if got := must(t, "servers", "drain", "3"); !strings.Contains(got, "chunk server 3 holds nothing any more") || strings.Count(got, "\n") != 1 {
+	if got := must(t, "servers", "drain", "3"); !strings.HasPrefix(got, "chunk server 3 at h:3 holds nothing any more: it can be stopped; ") || strings.Count(got, "\n") != 1 {
 		t.Errorf("%q", got)
 	}
 	if got := must(t, "servers", "remove", "3"); got != "chunk server 3 is removed\n" {
@@ -133,7 +133,7 @@ func TestDrainHeldUp(t *testing.T) {
 func TestDrainLook(t *testing.T) {
 	start := time.Now()
 	d := &drain{id: 3, total: 10}
-	server := &pb.ServerInfo{Id: 3, Draining: true, Shards: 12}
+	server := &pb.ServerInfo{Id: 3, Address: "h:3", Draining: true, Shards: 12}
 	known := &pb.Redundancy{Known: true}
 	for _, c := range []struct {
 		at      time.Duration
@@ -151,7 +151,7 @@ func TestDrainLook(t *testing.T) {
 		{stallAfter + 3, 1, known, "its disk failed", false, ""}, // it gets on
 		{2 * stallAfter, 0, &pb.Redundancy{}, "", false, ""},
 		{3 * stallAfter, 0, &pb.Redundancy{}, "", false, "0 shards left: the leading metaserver is new"},
-		{3 * stallAfter, 0, known, "", true, "holds nothing any more"},
+		{3 * stallAfter, 0, known, "", true, "chunk server 3 at h:3 holds nothing any more"},
 		{3 * stallAfter, 0, nil, "", true, "holds nothing any more"},
 	} {
 		server.Shards, server.Problem = c.shards, c.problem

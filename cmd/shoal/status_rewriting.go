@@ -29,7 +29,11 @@ func rewritingLines(r *pb.Rewriting) (lines string) {
 	if r.GetGarbage() > 0 {
 		lines += fmt.Sprintf("garbage       %s, of which %s can be given back\n", humanSize(r.Garbage), humanSize(r.Reclaimable))
 	}
-	if r.GetFiles() > 0 {
+	switch {
+	case r.GetFiles() == 0:
+	case r.FilesLeft == 0: // as far as is known
+		lines += fmt.Sprintf("policies      %s being looked at\n", plural(r.Files, "file"))
+	default:
 		lines += fmt.Sprintf("policies      %s left of %s to be written anew\n", humanSize(r.FilesLeft), plural(r.Files, "file"))
 	}
 	if held := r.GetHeldBack(); held != "" {

@@ -21,6 +21,7 @@ const (
 	WrongCluster  = pb.ErrorDetail_WRONG_CLUSTER
 	DiskFull      = pb.ErrorDetail_DISK_FULL
 	TooLarge      = pb.ErrorDetail_TOO_LARGE
+	Removed       = pb.ErrorDetail_REMOVED
 )
 
 // Error makes an error of that kind for a handler to return; the caller finds the kind with Kind.
@@ -92,7 +93,7 @@ func codeOf(kind pb.ErrorDetail_Kind) codes.Code {
 	switch kind {
 	case NotLeader:
 		return codes.Unavailable
-	case SessionEnded, WrongCluster:
+	case SessionEnded, WrongCluster, Removed:
 		return codes.FailedPrecondition
 	case ChunkNotFound:
 		return codes.NotFound

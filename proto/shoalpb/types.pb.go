@@ -88,6 +88,7 @@ const (
 	ErrorDetail_WRONG_CLUSTER   ErrorDetail_Kind = 6
 	ErrorDetail_DISK_FULL       ErrorDetail_Kind = 7 // write elsewhere
 	ErrorDetail_TOO_LARGE       ErrorDetail_Kind = 8
+	ErrorDetail_REMOVED         ErrorDetail_Kind = 9 // an operator removed this chunk server
 )
 
 // Enum value maps for ErrorDetail_Kind.
@@ -102,6 +103,7 @@ var (
 		6: "WRONG_CLUSTER",
 		7: "DISK_FULL",
 		8: "TOO_LARGE",
+		9: "REMOVED",
 	}
 	ErrorDetail_Kind_value = map[string]int32{
 		"KIND_UNKNOWN":    0,
@@ -113,6 +115,7 @@ var (
 		"WRONG_CLUSTER":   6,
 		"DISK_FULL":       7,
 		"TOO_LARGE":       8,
+		"REMOVED":         9,
 	}
 )
 
@@ -1041,11 +1044,11 @@ const file_shoalpb_types_proto_rawDesc = "" +
 	"\bwrite_ns\x18\b \x01(\x04R\awriteNs\x12\x17\n" +
 	"\aread_ns\x18\t \x01(\x04R\x06readNs\x12\x12\n" +
 	"\x04used\x18\n" +
-	" \x01(\x04R\x04used\"\x8d\x02\n" +
+	" \x01(\x04R\x04used\"\x9a\x02\n" +
 	"\vErrorDetail\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.shoal.v1.ErrorDetail.KindR\x04kind\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\tR\x06leader\x12\x14\n" +
-	"\x05errno\x18\x03 \x01(\rR\x05errno\"\x9f\x01\n" +
+	"\x05errno\x18\x03 \x01(\rR\x05errno\"\xac\x01\n" +
 	"\x04Kind\x12\x10\n" +
 	"\fKIND_UNKNOWN\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -1056,7 +1059,8 @@ const file_shoalpb_types_proto_rawDesc = "" +
 	"\rCHUNK_CORRUPT\x10\x05\x12\x11\n" +
 	"\rWRONG_CLUSTER\x10\x06\x12\r\n" +
 	"\tDISK_FULL\x10\a\x12\r\n" +
-	"\tTOO_LARGE\x10\b*r\n" +
+	"\tTOO_LARGE\x10\b\x12\v\n" +
+	"\aREMOVED\x10\t*r\n" +
 	"\vServerState\x12\x18\n" +
 	"\x14SERVER_STATE_UNKNOWN\x10\x00\x12\x18\n" +
 	"\x14SERVER_STATE_HEALTHY\x10\x01\x12\x18\n" +
