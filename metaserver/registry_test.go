@@ -200,7 +200,7 @@ func TestRemovedServerIsToldSo(t *testing.T) {
 	if _, err := h.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.lead.Load().remove(chunk.ServerID(f.id), false); err != nil {
+	if err := s.lead.Load().remove(t.Context(), chunk.ServerID(f.id), false); err != nil {
 		t.Fatal(err)
 	}
 	for err = nil; err == nil; {
