@@ -270,12 +270,15 @@ func (s *Server) Status() Status {
 	return st
 }
 
+// Removed tells whether the cluster has forgotten this server (shoal servers remove): no metaserver lets it in.
+func (s *Server) Removed() bool { return !s.connected.Load() && s.removed.Load() }
+
 // Health returns what keeps the server from its work, nil if nothing does.
 func (s *Server) Health() error {
 	var errs []error
 	switch {
 	case s.connected.Load():
-	case s.removed.Load():
+	case s.Removed():
 		errs = append(errs, s.errRemoved())
 	default:
 		errs = append(errs, errors.New("not connected to the leading metaserver"))

@@ -242,7 +242,7 @@ func (c *Cluster) Address() string {
 func (c *Cluster) Metaservers() int  { return len(c.metas) }
 func (c *Cluster) Chunkservers() int { return len(c.chunks) }
 
-// Health returns what is wrong with the parts, nil when nothing is.
+// Health returns what is wrong with the parts, nil when nothing is. A chunk server that was removed is no part any more.
 func (c *Cluster) Health() error {
 	errs := []error{c.Err()}
 	for i, m := range c.metas {
@@ -251,7 +251,7 @@ func (c *Cluster) Health() error {
 		}
 	}
 	for i, s := range c.chunks {
-		if err := s.Health(); err != nil {
+		if err := s.Health(); err != nil && !s.Removed() {
 			errs = append(errs, fmt.Errorf("%s: %w", partName("chunk", i), err))
 		}
 	}

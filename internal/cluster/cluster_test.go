@@ -225,6 +225,11 @@ func TestRemovedServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	for deadline := time.Now().Add(time.Minute); !c.chunks[1].Removed() || c.Health() != nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the removed server: %v; health: %v", c.chunks[1].Removed(), c.Health())
+		}
+	}
 	stop(t, c)
 	ids := func() (out []uint32) {
 		c = start(t, Config{Dir: dir})

@@ -287,7 +287,7 @@ func (c *checker) checkNames(in *inodeFacts) {
 		c.hopeless("inode %d has no name that can be read", in.num)
 		return
 	case in.names == 0:
-		c.broken(stageLost, c.attach(in, nil), "inode %d has %d links, but no name, and nobody holds it", in.num, in.nlink)
+		c.broken(stageLost, c.attach(in, nil), "inode %d has no name, though its link count is %d, and nobody holds it: it belongs into /lost+found", in.num, in.nlink)
 		return
 	case !in.isDir():
 	case in.names > 1:
@@ -299,9 +299,9 @@ func (c *checker) checkNames(in *inodeFacts) {
 	switch {
 	case in.nlink == links:
 	case in.nlink > links && c.blind.names:
-		c.hopeless("inode %d has %d links, by the names that can be read %d", in.num, in.nlink, links)
+		c.hopeless("inode %d has a link count of %d, by the names that can be read %d", in.num, in.nlink, links)
 	default:
-		c.broken(stageSums, c.addToInode(pb.StateFix_NLINK, in.num, uint64(links), uint64(in.nlink)), "inode %d has %d links, by its names %d", in.num, in.nlink, links)
+		c.broken(stageSums, c.addToInode(pb.StateFix_NLINK, in.num, uint64(links), uint64(in.nlink)), "inode %d has a link count of %d, by its names %d", in.num, in.nlink, links)
 	}
 }
 

@@ -42,11 +42,11 @@ var damages = []struct {
 	{"next session", func(w *sample) { w.s.editCounters(func(c *counters) { c.nextSession = 1 }) }, "the next new one is 1", asBefore},
 	{"next server", func(w *sample) { w.s.editCounters(func(c *counters) { c.nextServer = 3 }) }, "the next new one is 3", asBefore},
 
-	{"links of a file", func(w *sample) { w.s.editInode(w.file, func(in *inode) { in.nlink = 1 }) }, "has 1 links, by its names 2", asBefore},
+	{"links of a file", func(w *sample) { w.s.editInode(w.file, func(in *inode) { in.nlink = 1 }) }, "has a link count of 1, by its names 2", asBefore},
 	{"too many links", func(w *sample) { w.s.editInode(w.link, func(in *inode) { in.nlink = 1 << 31 }) }, "by its names 1", asBefore},
-	{"no links", func(w *sample) { w.s.editInode(w.fifo, func(in *inode) { in.nlink = 0 }) }, "has 0 links, by its names 1", asBefore},
-	{"links of a directory", func(w *sample) { w.s.editInode(w.a, func(in *inode) { in.nlink = 9 }) }, "has 9 links, by its names 3", asBefore},
-	{"links of the root", func(w *sample) { w.s.editInode(1, func(in *inode) { in.nlink = 0 }) }, "inode 1 has 0 links, by its names 3", asBefore},
+	{"no links", func(w *sample) { w.s.editInode(w.fifo, func(in *inode) { in.nlink = 0 }) }, "has a link count of 0, by its names 1", asBefore},
+	{"links of a directory", func(w *sample) { w.s.editInode(w.a, func(in *inode) { in.nlink = 9 }) }, "has a link count of 9, by its names 3", asBefore},
+	{"links of the root", func(w *sample) { w.s.editInode(1, func(in *inode) { in.nlink = 0 }) }, "inode 1 has a link count of 0, by its names 3", asBefore},
 	{"size of a directory", func(w *sample) { w.s.editInode(w.a, func(in *inode) { in.size = 0 }) }, "has 3 entries, its size is 0", asBefore},
 	{"parent", func(w *sample) { w.s.editInode(w.c, func(in *inode) { in.parent = w.a }) }, "its parent is", asBefore},
 	{"parent of a file", func(w *sample) { w.s.editInode(w.file, func(in *inode) { in.parent = 5 }) }, "no directory, but has parent 5", asBefore},
@@ -61,8 +61,8 @@ var damages = []struct {
 		w.s.set(bDentry, dentryKey(w.b, []byte("x")), encodeDentry(999, syscall.S_IFREG))
 		w.s.editInode(w.b, func(in *inode) { in.size++ })
 	}, `"x" is inode 999, which does not exist`, sound},
-	{"file without a name", func(w *sample) { w.s.del(bDentry, dentryKey(w.a, []byte("link"))) }, "has 1 links, but no name, and nobody holds it", sound},
-	{"directory without a name", func(w *sample) { w.s.del(bDentry, dentryKey(w.a, []byte("b"))) }, "has 3 links, but no name", sound},
+	{"file without a name", func(w *sample) { w.s.del(bDentry, dentryKey(w.a, []byte("link"))) }, "has no name, though its link count is 1, and nobody holds it: it belongs into /lost+found", sound},
+	{"directory without a name", func(w *sample) { w.s.del(bDentry, dentryKey(w.a, []byte("b"))) }, "has no name, though its link count is 3", sound},
 	{"directories below each other", func(w *sample) { w.moveInto(w.b, w.a, "b", w.c) }, "lie below each other", sound},
 	{"directory within itself", func(w *sample) { w.moveInto(w.c, w.b, "c", w.c) }, "lie below each other", sound},
 	{"directory is gone", func(w *sample) { w.s.del(bInode, key8(w.b)) }, "does not exist, but its 2 entries do", sound},
@@ -176,7 +176,7 @@ var damages = []struct {
 	{"no holder", func(w *sample) {
 		w.s.del(bOrphan, key16(w.gone, w.session))
 		w.s.del(bHeld, key16(w.session, w.gone))
-	}, "has 0 links, but no name", sound},
+	}, "has no name, though its link count is 0", sound},
 	{"window is gone", func(w *sample) { w.s.del(bResult, key16(w.session, 0)) }, "has no window of results", sound},
 	{"result of nobody", func(w *sample) { w.s.set(bResult, key16(999, 5), present) }, "a result of session 999", asBefore},
 	{"result long answered", func(w *sample) { w.s.set(bResult, key16(w.session, 1), present) }, "a result of 1 outside of the window", asBefore},
