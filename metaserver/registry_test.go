@@ -220,6 +220,18 @@ func TestRemovedServerIsToldSo(t *testing.T) {
 	}
 }
 
+// A metaserver that cannot say whether a server it does not know was removed, as it leads no more, does not say so.
+func TestUnansweredServerIsNotCalledRemoved(t *testing.T) {
+	s := start(t, Config{}).ready()
+	f := &fakeServer{t: t, uuid: bytes.Repeat([]byte{1}, 16)}
+	f.register(s)
+	s.lead.Load().end()
+	_, err := call(t, s.Address()).registry().Register(t.Context(), &pb.RegisterRequest{Cluster: f.cluster, Uuid: bytes.Repeat([]byte{2}, 16), Server: 2, Address: "127.0.0.1:1"})
+	if err == nil || rpc.Kind(err) == rpc.Removed {
+		t.Errorf("a server that a later leader took in: %v", err)
+	}
+}
+
 func TestSilentServerIsSuspectThenDeadAndClientsHearOfIt(t *testing.T) {
 	s := start(t, Config{SuspectAfter: 300 * time.Millisecond, DeadAfter: time.Second}).ready()
 	servers := chunkServers(t, s, 3)
