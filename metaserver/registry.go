@@ -199,7 +199,9 @@ func (h *heartbeats) receive(ctx context.Context) {
 			h.failed <- err
 			return
 		}
-		h.l.live.Heartbeat(h.id, req.Disks, req.BytesRead, req.BytesWritten)
+		if !h.l.live.Heartbeat(h.id, req.Disks, req.BytesRead, req.BytesWritten) {
+			h.end(removed(h.id)) // while its stream began
+		}
 		h.l.repair.Deleted(h.id, req.Deleted)
 		select {
 		case h.work <- req:
