@@ -103,7 +103,7 @@ func (w *world) View(fn func(kv.Reader) error) error {
 	}
 	return w.db.View(fn)
 }
-func (w *world) Poke(chunk.ServerID)                 {}
+func (w *world) Poke(chunk.ServerID) {}
 func (w *world) Domain(id chunk.ServerID) []string {
 	return []string{"", w.servers[id].rack, fmt.Sprint(id)}
 }
