@@ -88,22 +88,38 @@ func (c *copies) drop() {
 	c.queue = nil
 }
 
-// next takes the first job that may begin, nil if none may. A deletion that was ordered before goes first. Repair goes before
-// what only rewrites data that is safe where it is.
+// rank orders copies: first what is about to be lost, last what only rewrites data that is safe where it is.
+func rank(o *pb.CopyOrder) int {
+	switch {
+	case len(o.Ranges) > 0:
+		return 2
+	case !urgent(o):
+		return 1
+	}
+	return 0
+}
+
+// urgent tells whether, with one more loss, there is nothing left to make what is ordered of.
+func urgent(o *pb.CopyOrder) bool {
+	l := chunk.LayoutOf(o.GetSource().GetLayout())
+	holders := 0
+	for _, server := range o.GetSource().GetServers() {
+		if server != 0 {
+			holders++
+		}
+	}
+	return len(o.Ranges) == 0 && l.Parity > 0 && holders <= l.Data
+}
+
+// next takes the first job that may begin, nil if none may. A deletion that was ordered before goes first. What is urgent does not
+// wait for what gives way to clients.
 func (c *copies) next(ctx context.Context) (*copyJob, context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	first := -1
 	for i, j := range c.queue {
-		if c.deleted(j.id) {
-			continue
-		}
-		if first < 0 {
+		if !c.deleted(j.id) && (first < 0 || rank(j.order) < rank(c.queue[first].order)) {
 			first = i
-		}
-		if len(j.order.Ranges) == 0 {
-			first = i
-			break
 		}
 	}
 	if first < 0 {

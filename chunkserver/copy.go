@@ -92,7 +92,7 @@ func (p *shardPlan) from(s *Server, o *pb.CopyOrder) error {
 		return err
 	}
 	p.src, p.chunk, p.size = src, src, src.length
-	p.urgent = len(src.holders()) <= src.layout.Data && src.layout.Parity > 0
+	p.urgent = urgent(o)
 	return nil
 }
 

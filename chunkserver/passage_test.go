@@ -138,3 +138,20 @@ func TestWhoIsAClient(t *testing.T) {
 	p.Free()
 	is("a copy's read", false)
 }
+
+// What is about to be lost does not wait behind what gives way to clients.
+func TestUrgentCopiesComeFirst(t *testing.T) {
+	order := func(id uint64, servers ...uint32) *pb.CopyOrder {
+		return &pb.CopyOrder{Stored: id, Layout: chunk.Copies(3).Proto(), Source: &pb.ChunkInfo{Id: id, Layout: chunk.Copies(3).Proto(), Servers: servers}}
+	}
+	q := newCopies(func(id chunk.ID) bool { return id == 4 })
+	q.add([]*pb.CopyOrder{{Stored: 1, Ranges: []*pb.SourceRange{{}}}, order(2, 1, 2, 0), order(3, 1, 2, 0), order(4, 1, 0, 0), order(5, 0, 2, 0)})
+	for _, want := range []chunk.ID{5, 2, 3, 1} {
+		if j, _ := q.next(t.Context()); j == nil || j.id != want {
+			t.Fatalf("%v is next, not %v", j, want)
+		}
+	}
+	if j, _ := q.next(t.Context()); j != nil {
+		t.Errorf("%v is made before it is deleted", j.id)
+	}
+}

@@ -86,6 +86,9 @@ func (l *leader) remove(ctx context.Context, id chunk.ServerID, force bool) erro
 	patience := time.NewTimer(writersLeave)
 	defer patience.Stop()
 	for {
+		if err := ctx.Err(); err != nil {
+			return err // nobody waits for it any more: what is given up stays so, and the rest stays
+		}
 		held, err := l.holds(id, 0, maxLose)
 		if err != nil {
 			return err

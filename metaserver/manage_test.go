@@ -1,6 +1,7 @@
 package metaserver
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"syscall"
@@ -79,5 +80,20 @@ func TestRemovalByForceUnderWriter(t *testing.T) {
 	}
 	if known, _ := w.s.registered(t, w.all[0]); known {
 		t.Error("it is still known")
+	}
+}
+
+// A removal that the operator gave up does not go on behind his back.
+func TestRemovalIsGivenUp(t *testing.T) {
+	w := newOneWriter(t, 1000)
+	w.commit(1000, 1000)
+	w.seal(&pb.ChunkCommit{Chunk: w.id, Length: 1000, Servers: w.all})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.s.lead.Load().remove(ctx, chunk.ServerID(w.all[0]), true); !errors.Is(err, context.Canceled) {
+		t.Errorf("removal: %v", err)
+	}
+	if known, _ := w.s.registered(t, w.all[0]); !known || !w.counts() {
+		t.Errorf("known: %v, its shard counts: %v", known, w.counts())
 	}
 }

@@ -3,6 +3,7 @@ package metaserver
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
+	"github.com/shoalfs/shoalfs/internal/fserr"
 	"github.com/shoalfs/shoalfs/internal/rpc"
 	"github.com/shoalfs/shoalfs/metaserver/kv"
 	"github.com/shoalfs/shoalfs/metaserver/namespace"
@@ -51,7 +53,8 @@ func (r *registryService) Register(ctx context.Context, req *pb.RegisterRequest)
 		Uuid: req.Uuid, Server: req.Server, Address: req.Address, Domain: req.Domain,
 	}}})
 	if err != nil {
-		if l.wasRemoved(req) {
+		var refused *fserr.Error // and not only unanswered: one that leads no more may never have heard of the server
+		if errors.As(err, &refused) && l.wasRemoved(req) {
 			return nil, removed(chunk.ServerID(req.Server))
 		}
 		return nil, rpc.ToStatus(err)
@@ -196,7 +199,9 @@ func (h *heartbeats) receive(ctx context.Context) {
 			h.failed <- err
 			return
 		}
-		h.l.live.Heartbeat(h.id, req.Disks, req.BytesRead, req.BytesWritten)
+		if !h.l.live.Heartbeat(h.id, req.Disks, req.BytesRead, req.BytesWritten) {
+			h.end(removed(h.id)) // while its stream began
+		}
 		h.l.repair.Deleted(h.id, req.Deleted)
 		select {
 		case h.work <- req:

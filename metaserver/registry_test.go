@@ -220,6 +220,57 @@ func TestRemovedServerIsToldSo(t *testing.T) {
 	}
 }
 
+// A server that is removed while its stream begins, too late to be refused and too early to be cut off, hears so with its next heartbeat.
+func TestServerRemovedWhileItComesBack(t *testing.T) {
+	s := start(t, Config{}).ready()
+	f := &fakeServer{t: t, uuid: bytes.Repeat([]byte{1}, 16)}
+	f.register(s)
+	h, err := call(t, s.Address()).registry().Heartbeat(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	beat := func() {
+		if err := h.Send(&pb.HeartbeatRequest{Cluster: f.cluster, Server: f.id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	beat()
+	if _, err := h.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	s.lead.Load().live.Remove(chunk.ServerID(f.id)) // and the stream is not there yet to be cut off
+	beat()
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := h.Recv(); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-ended:
+		if rpc.Kind(err) != rpc.Removed {
+			t.Errorf("its stream ended with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it goes on as if it belonged to the cluster")
+	}
+}
+
+// A metaserver that cannot say whether a server it does not know was removed, as it leads no more, does not say so.
+func TestUnansweredServerIsNotCalledRemoved(t *testing.T) {
+	s := start(t, Config{}).ready()
+	f := &fakeServer{t: t, uuid: bytes.Repeat([]byte{1}, 16)}
+	f.register(s)
+	s.lead.Load().end()
+	_, err := call(t, s.Address()).registry().Register(t.Context(), &pb.RegisterRequest{Cluster: f.cluster, Uuid: bytes.Repeat([]byte{2}, 16), Server: 2, Address: "127.0.0.1:1"})
+	if err == nil || rpc.Kind(err) == rpc.Removed {
+		t.Errorf("a server that a later leader took in: %v", err)
+	}
+}
+
 func TestSilentServerIsSuspectThenDeadAndClientsHearOfIt(t *testing.T) {
 	s := start(t, Config{SuspectAfter: 300 * time.Millisecond, DeadAfter: time.Second}).ready()
 	servers := chunkServers(t, s, 3)

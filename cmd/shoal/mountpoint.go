@@ -20,6 +20,7 @@ type mountPoint struct {
 // prepare makes the directory if it is not there, takes away what a mount left whose process died, and says what would keep us from
 // mounting there. Whoever calls it calls abandon in the end.
 func (m *mountPoint) prepare(log *slog.Logger) error {
+	m.dir = filepath.Clean(m.dir) // as fuse does, whatever a/.. is where a is a symlink
 	_, err := os.Stat(m.dir)
 	switch {
 	case errors.Is(err, syscall.ENOTCONN):
@@ -35,7 +36,7 @@ func (m *mountPoint) prepare(log *slog.Logger) error {
 }
 
 func (m *mountPoint) make() error {
-	for dir := filepath.Clean(m.dir); ; dir = filepath.Dir(dir) {
+	for dir := m.dir; ; dir = filepath.Dir(dir) {
 		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -290,6 +291,27 @@ func TestFailedMountLeavesNothing(t *testing.T) {
 }
 
 // A mount waits for a cluster that is not there yet, and an interrupt ends the wait.
+// What is made for a mount is what is mounted on, and is taken away, where the path goes back out of a symlink.
+func TestMountPointBehindSymlink(t *testing.T) {
+	dir := t.TempDir()
+	for _, err := range []error{os.MkdirAll(filepath.Join(dir, "a", "b"), 0o755), os.Symlink("a/b", filepath.Join(dir, "link"))} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := &mountPoint{dir: dir + "/link/../new"}
+	_ = p.prepare(slog.New(slog.DiscardHandler)) // which may say that there is no FUSE here
+	if st, err := os.Stat(filepath.Join(dir, "new")); err != nil || !st.IsDir() {
+		t.Errorf("it was not made: %v", err)
+	}
+	p.abandon()
+	for _, left := range []string{"new", "a/new"} {
+		if _, err := os.Lstat(filepath.Join(dir, left)); err == nil {
+			t.Errorf("%s is left", left)
+		}
+	}
+}
+
 func TestMountWaits(t *testing.T) {
 	testenv.NeedFUSE(t)
 	s := serve(t, "mount", freeAddress(t), t.TempDir(), "--http", "127.0.0.1:0")

@@ -72,6 +72,11 @@ func (e *Engine) uneven(now time.Time) (over, under []share) {
 		return nil, nil
 	}
 	e.balanced = now
+	for _, info := range e.cluster.Servers() { // a survey may have come in between, and with it what servers have deleted since
+		if s := e.servers[chunk.ServerID(info.Id)]; s != nil {
+			s.used = usedBy(info)
+		}
+	}
 	going := map[chunk.ServerID]uint64{}
 	for at, s := range e.sheds {
 		if now.After(s.until) {

@@ -86,6 +86,42 @@ func TestNewServerGetsItsPart(t *testing.T) {
 	}
 }
 
+// TestBalanceKnowsWhatWasDeletedMeanwhile: what a server deletes during a survey is not taken for what it holds too much.
+func TestBalanceKnowsWhatWasDeletedMeanwhile(t *testing.T) {
+	w := newWorld(t, 1, 4)
+	l := chunk.Copies(3)
+	for range 100 {
+		w.write(l, 64<<20/l.Row(), true)
+	}
+	w.own(&pb.Op{Op: &pb.Op_ExpireSessions{ExpireSessions: &pb.ExpireSessions{Sessions: []uint64{w.session}}}})
+	for range 20 {
+		w.step()
+		w.serve(false)
+	}
+	w.addServer()
+	for id, s := range w.servers { // or failure domains would keep things where they are
+		s.rack = fmt.Sprint(id)
+	}
+	var total, last uint64
+	for range 200 {
+		last = w.rest(false)
+		total += last
+	}
+	if total == 0 || last != 0 {
+		t.Fatalf("%d bytes were moved, %d in the end", total, last)
+	}
+	w.e.balanced = time.Time{}
+	w.during = func() {
+		w.serve(false)
+		w.measure()
+	}
+	w.step()
+	if r := w.e.Report(); w.during != nil || r.Moving != 0 {
+		t.Errorf("all is in its place, and more is moved: %+v", r)
+	}
+	w.check()
+}
+
 // TestStorm: when many servers go away at once repair waits for them, and says so.
 func TestStorm(t *testing.T) {
 	w := newWorld(t, 1, 7)

@@ -28,6 +28,7 @@ type world struct {
 	e       *Engine
 	file    uint64
 	at      uint64 // where in the file the next chunk goes
+	during  func() // what happens, once, while the state is looked at
 }
 
 type fakeServer struct {
@@ -95,8 +96,14 @@ func (w *world) do(op *pb.Op) *pb.Result {
 	return res
 }
 
-func (w *world) View(fn func(kv.Reader) error) error { return w.db.View(fn) }
-func (w *world) Poke(chunk.ServerID)                 {}
+func (w *world) View(fn func(kv.Reader) error) error {
+	if during := w.during; during != nil {
+		w.during = nil
+		during()
+	}
+	return w.db.View(fn)
+}
+func (w *world) Poke(chunk.ServerID) {}
 func (w *world) Domain(id chunk.ServerID) []string {
 	return []string{"", w.servers[id].rack, fmt.Sprint(id)}
 }
