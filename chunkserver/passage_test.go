@@ -46,7 +46,7 @@ func TestCopiesGiveWayToClients(t *testing.T) {
 		took   time.Duration // of 10 frames
 	}{
 		{"idle", 10 * time.Millisecond, false, 10, 10 * time.Millisecond},
-		{"beside clients", 10 * time.Millisecond, true, 1, 9*12*time.Millisecond + 10*time.Millisecond},
+		{"beside clients", 10 * time.Millisecond, true, 1, 9*(10*time.Millisecond+10*time.Millisecond/passageRest) + 10*time.Millisecond},
 		{"what hangs keeps nothing back", 10 * time.Second, true, 10, 9*passageHold + 10*time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
