@@ -14,7 +14,7 @@ const (
 	// nothing else back.
 	passageHold = 250 * time.Millisecond
 	// passageRest is which part of the time that a frame took the passage rests for. test/bench/repair shows what it does.
-	passageRest = 3
+	passageRest = 4
 )
 
 // passage is what copies go through frame by frame. While clients are served it takes one frame at a time and then rests for a
