@@ -212,13 +212,14 @@ func TestStatusOfRedundancy(t *testing.T) {
 			t.Errorf("no %s in %s", name, out)
 		}
 	}
+	fake = onFake(t) // another: what it answers does not change while it may be asked
 	fake.OnStatus = func() *pb.StatusReply {
 		return &pb.StatusReply{FileBytes: 5, Chunks: 1, Deletions: 1, Space: &pb.StatFSReply{}}
 	}
 	if got := must(t, "status"); !strings.Contains(got, "data          5 in 1 chunk\n") || !strings.Contains(got, "deletions     1 chunk copy to be deleted\n") {
 		t.Errorf("%q", got)
 	}
-	fake.OnStatus = nil // of a metaserver that does not lead, or is old
+	onFake(t) // of a metaserver that does not lead, or is old
 	if got := must(t, "status"); !strings.HasPrefix(got, "cluster ") {
 		t.Errorf("%q", got)
 	}
