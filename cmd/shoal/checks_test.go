@@ -45,13 +45,13 @@ func scrubbed(t *testing.T, found uint64) *metafake.Server {
 
 // What is found bad is reported, and no failure; a server that was not checked is one.
 func TestScrub(t *testing.T) {
-	fake := scrubbed(t, 0)
+	scrubbed(t, 0)
 	r := shoal(t, "scrub")
 	want := "Server Checked Bad State\n     1    4.0M   0 done\n     2    4.0M   0 done\n     3       0   0 gone\n8.0M checked: nothing bad was found\n"
 	if r.status != exitFailed || r.out != want || r.err != "shoal scrub: chunk server 3 is not there: it was not checked, or not to the end\n" {
 		t.Errorf("%d %q %q", r.status, r.out, r.err)
 	}
-	fake.OnStatus = func() *pb.StatusReply {
+	scrubbed(t, 0).OnStatus = func() *pb.StatusReply { // of another: what it answers does not change while it may be asked
 		return &pb.StatusReply{Servers: []*pb.ServerInfo{{Id: 1}, {Id: 2}}, Space: &pb.StatFSReply{}}
 	}
 	if j := fromJSON[jsonScrub](t, must(t, "scrub", "--json")); !j.Finished || j.Checked != 8<<20 || len(j.Servers) != 2 || !j.Servers[1].Finished {
