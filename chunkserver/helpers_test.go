@@ -1,7 +1,6 @@
 package chunkserver
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -265,30 +264,6 @@ func (m *fakeMeta) depose(leader string) {
 			s.cancel()
 		}
 	})
-}
-
-// syncBuffer is where a log goes that is read while it is written.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
-func (s *syncBuffer) Reset() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.b.Reset()
 }
 
 // running is a chunk server under test.

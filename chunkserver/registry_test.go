@@ -13,6 +13,7 @@ import (
 
 	"github.com/shoalfs/shoalfs/internal/chunk"
 	"github.com/shoalfs/shoalfs/internal/rpc"
+	"github.com/shoalfs/shoalfs/internal/testenv"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -160,7 +161,7 @@ func TestWrongClusterIsFatal(t *testing.T) {
 // A server that was removed says so, once, and what to do; it is not the metaserver that was lost.
 func TestRemoved(t *testing.T) {
 	m := newMeta(t)
-	var log syncBuffer
+	var log testenv.Log
 	dirs := []string{t.TempDir()}
 	cfg := Config{Dirs: dirs, Meta: []string{m.srv.Address()}, Logger: slog.New(slog.NewTextHandler(&log, nil))}
 	s := start(t, cfg)
@@ -169,14 +170,10 @@ func TestRemoved(t *testing.T) {
 	const want = "this chunk server, number 5, was removed from the cluster: stop it; with an empty data directory it joins anew"
 	says := func() {
 		t.Helper()
-		deadline := time.Now().Add(30 * time.Second)
-		for err := s.Health(); err == nil || err.Error() != want; err = s.Health() {
-			if time.Now().After(deadline) {
-				t.Fatalf("health: %v", err)
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
 		m.until(t, "more attempts", func() bool { return m.refused > 3 })
+		if err := s.Health(); err == nil || err.Error() != want {
+			t.Errorf("health: %v", err)
+		}
 		if got := log.String(); strings.Count(got, want) != 1 || strings.Contains(got, "lost the metaserver") || strings.Contains(got, "no metaserver takes") {
 			t.Errorf("log:\n%s", got)
 		}

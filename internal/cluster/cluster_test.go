@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/shoalfs/shoalfs/client"
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -219,16 +221,16 @@ func FuzzState(f *testing.F) {
 // A chunk server that was removed from the cluster does not keep it from starting, and joins anew with an empty directory.
 func TestRemovedServer(t *testing.T) {
 	dir := t.TempDir()
-	c := start(t, Config{Dir: dir, Chunkservers: 4, Listen: "127.0.0.1:0"})
+	var log testenv.Log
+	c := start(t, Config{Dir: dir, Chunkservers: 4, Listen: "127.0.0.1:0", Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	use(t, c, func(ctx context.Context, fsys *client.FS) {
 		if err := fsys.RemoveServer(ctx, 2, false); err != nil {
 			t.Fatal(err)
 		}
 	})
-	for deadline := time.Now().Add(time.Minute); !c.chunks[1].Removed() || c.Health() != nil; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the removed server: %v; health: %v", c.chunks[1].Removed(), c.Health())
-		}
+	log.Await(t, "this chunk server, number 2, was removed")
+	if err := c.Health(); err != nil {
+		t.Error(err)
 	}
 	stop(t, c)
 	ids := func() (out []uint32) {

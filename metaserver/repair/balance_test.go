@@ -46,24 +46,30 @@ func (w *world) rest(deletions bool) (moved uint64) {
 	return w.e.copied.bytes - before
 }
 
+// oneMore is a world of four servers that are full of sealed chunks, and one that has just come.
+func oneMore(t *testing.T, seed uint64, l chunk.Layout) *world {
+	w := newWorld(t, seed, 4)
+	for range 100 {
+		w.write(l, 64<<20/l.Row(), true)
+	}
+	w.own(&pb.Op{Op: &pb.Op_ExpireSessions{ExpireSessions: &pb.ExpireSessions{Sessions: []uint64{w.session}}}})
+	for range 20 {
+		w.step()
+		w.serve(false)
+	}
+	w.addServer()
+	for id, s := range w.servers { // or failure domains would keep things where they are
+		s.rack = fmt.Sprint(id)
+	}
+	return w
+}
+
 // TestNewServerGetsItsPart: after one more server came, all hold the same within a tenth, and little more was moved than the
 // new one holds.
 func TestNewServerGetsItsPart(t *testing.T) {
 	for _, l := range []chunk.Layout{chunk.Copies(3), {Data: 2, Parity: 1, Min: 2, Cell: 1 << 20}} {
 		for seed := range uint64(5) {
-			w := newWorld(t, seed, 4)
-			for range 100 {
-				w.write(l, 64<<20/l.Row(), true)
-			}
-			w.own(&pb.Op{Op: &pb.Op_ExpireSessions{ExpireSessions: &pb.ExpireSessions{Sessions: []uint64{w.session}}}})
-			for range 20 {
-				w.step()
-				w.serve(false)
-			}
-			w.addServer()
-			for id, s := range w.servers { // or failure domains would keep things where they are
-				s.rack = fmt.Sprint(id)
-			}
+			w := oneMore(t, seed, l)
 			var moved, total uint64
 			for i := range 200 {
 				moved += w.rest(i%5 == 4)
@@ -88,20 +94,7 @@ func TestNewServerGetsItsPart(t *testing.T) {
 
 // TestBalanceKnowsWhatWasDeletedMeanwhile: what a server deletes during a survey is not taken for what it holds too much.
 func TestBalanceKnowsWhatWasDeletedMeanwhile(t *testing.T) {
-	w := newWorld(t, 1, 4)
-	l := chunk.Copies(3)
-	for range 100 {
-		w.write(l, 64<<20/l.Row(), true)
-	}
-	w.own(&pb.Op{Op: &pb.Op_ExpireSessions{ExpireSessions: &pb.ExpireSessions{Sessions: []uint64{w.session}}}})
-	for range 20 {
-		w.step()
-		w.serve(false)
-	}
-	w.addServer()
-	for id, s := range w.servers { // or failure domains would keep things where they are
-		s.rack = fmt.Sprint(id)
-	}
+	w := oneMore(t, 1, chunk.Copies(3))
 	var total, last uint64
 	for range 200 {
 		last = w.rest(false)
