@@ -1,35 +1,20 @@
 package consensus
 
 import (
-	"bytes"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/shoalfs/shoalfs/internal/testenv"
 )
 
 // captured is what was logged.
-type captured struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (c *captured) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.buf.Write(p)
-}
+type captured struct{ testenv.Log }
 
 func (c *captured) logger(level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(c, &slog.HandlerOptions{Level: level}))
-}
-
-func (c *captured) String() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.buf.String()
 }
 
 // A start and a stop that go as they should are nothing to worry about.
