@@ -38,6 +38,9 @@ type Config struct {
 	CompactGain  int64         // 64 MiB; with less, a tenth of what is stored is enough, or that it was so for some minutes
 	CompactRest  time.Duration // 10 s
 
+	// StateCheckEvery is how often all metaservers hash their state, for the leader to compare; 10 min.
+	StateCheckEvery time.Duration
+
 	// Raft's election timeout and the interval of its heartbeats follow from this; 500 ms.
 	HeartbeatTimeout time.Duration
 	roomOf           func(dir string) (room, error) // asks the file system; tests answer themselves
@@ -51,6 +54,9 @@ const (
 	defaultRepairRate      = 256 << 20
 	defaultLeaderlessAfter = 15 * time.Second
 )
+
+// DefaultStateCheckEvery is Config.StateCheckEvery.
+const DefaultStateCheckEvery = 10 * time.Minute
 
 func (c Config) withDefaults() (Config, error) {
 	switch {
@@ -77,6 +83,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.SuspectAfter = orDefault(c.SuspectAfter, liveness.DefaultSuspectAfter)
 	c.DeadAfter = orDefault(c.DeadAfter, liveness.DefaultDeadAfter)
 	c.LeaderlessAfter = orDefault(c.LeaderlessAfter, defaultLeaderlessAfter)
+	c.StateCheckEvery = orDefault(c.StateCheckEvery, DefaultStateCheckEvery)
 	if c.RepairRate == 0 {
 		c.RepairRate = defaultRepairRate
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -47,7 +48,8 @@ type leader struct {
 	rewrite  *rewrite.Engine
 	orderers []orderer // the more urgent first
 	horizon  horizon
-	checking sync.Mutex // held by the one check of the cluster that may run
+	checking sync.Mutex             // held by the one check of the cluster that may run
+	differs  atomic.Pointer[string] // what is wrong with the states of the metaservers; nil: nothing that is known
 
 	mu    sync.Mutex
 	beats map[chunk.ServerID]*heartbeats // the stream of each chunk server
@@ -136,6 +138,7 @@ func (l *leader) run() error {
 	g.Go(func() error { return l.every(ctx, tickInterval, l.expireSessions) })
 	g.Go(func() error { return l.every(ctx, tickInterval, l.noteTime) })
 	g.Go(func() error { return l.every(ctx, tickInterval, l.settleDoubts) })
+	g.Go(func() error { return l.every(ctx, l.s.cfg.StateCheckEvery, l.checkStates) })
 	g.Go(func() error { return l.repair.Run(ctx) })
 	g.Go(func() error { return l.rewrite.Run(ctx) })
 	return g.Wait()

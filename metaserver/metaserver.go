@@ -155,7 +155,7 @@ func (s *Server) watch(ctx context.Context) error {
 	case <-s.db.Err():
 		return fmt.Errorf("the state in %s failed, free some space or replace the disk and start again: %w", s.cfg.Dir, s.db.Failure())
 	case <-s.node.Failed():
-		return fmt.Errorf("the log in %s failed, free some space or replace the disk and start again", s.cfg.Dir)
+		return fmt.Errorf("the metaserver in %s left the others: %w", s.cfg.Dir, s.node.Failure())
 	case <-ctx.Done():
 		return nil
 	}
@@ -212,7 +212,7 @@ func (s *Server) Health() error {
 	}
 	select {
 	case <-s.node.Failed():
-		return errors.New("the raft log failed")
+		return s.node.Failure()
 	default:
 	}
 	if since := time.Since(s.started) - time.Duration(s.leaderAt.Load()); since > s.cfg.LeaderlessAfter {

@@ -156,6 +156,9 @@ func (l *leader) problems(st *pb.StatusReply) []string {
 			out = append(out, fmt.Sprintf("metaserver %d at %s cannot be reached", m.Id, m.Address))
 		}
 	}
+	if p := l.differs.Load(); p != nil {
+		out = append(out, *p)
+	}
 	if n := l.table.Stats().Unknown; n > 0 {
 		out = append(out, fmt.Sprintf("changes wait for %s of the leader before, at most %v after the leadership began", plural(n, "client"), l.grace()))
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,8 +21,12 @@ type metaOptions struct {
 	listen, advertise, data, peers string
 	repair                         rate
 	silence                        silence
+	stateCheck                     time.Duration
 	web                            webFlags
 }
+
+// leastStateCheck leaves the disk time for something else than hashing.
+const leastStateCheck = time.Second
 
 func newMeta(c *cli) *cobra.Command {
 	var o metaOptions
@@ -43,6 +48,7 @@ It writes "ready" to standard output when it serves.`,
 	f.StringVar(&o.peers, "peers", "", "all metaservers of a new cluster, ID=HOST:PORT,…, this one among them")
 	o.repair.add(cmd, repairRate)
 	o.silence.add(cmd)
+	f.DurationVar(&o.stateCheck, "state-check", metaserver.DefaultStateCheckEvery, "how often the leader has all metaservers hash their state, and compares")
 	o.web.add(cmd, "")
 	return cmd
 }
@@ -75,8 +81,10 @@ func (o metaOptions) config() (metaserver.Config, error) {
 	if err := o.silence.check(); err != nil {
 		return metaserver.Config{}, err
 	}
-	cfg := metaserver.Config{ID: o.id, Listen: o.listen, Advertise: o.advertise, Dir: o.data, RepairRate: o.repair.bytes, SuspectAfter: o.silence.suspect, DeadAfter: o.silence.dead}
+	cfg := metaserver.Config{ID: o.id, Listen: o.listen, Advertise: o.advertise, Dir: o.data, RepairRate: o.repair.bytes, SuspectAfter: o.silence.suspect, DeadAfter: o.silence.dead, StateCheckEvery: o.stateCheck}
 	switch {
+	case o.stateCheck < leastStateCheck:
+		return cfg, usagef("--state-check %v: want at least %v", o.stateCheck, leastStateCheck)
 	case o.id == 0:
 		return cfg, usagef("--id is missing: the number of this metaserver, from 1")
 	case o.data == "":

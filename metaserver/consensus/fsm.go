@@ -60,12 +60,16 @@ func (f fsm) apply(l *raft.Log) (res *pb.Result, err error) {
 			return nil, fmt.Errorf("it has version %d, this version of shoalfs knows only %d: run the same version on all metaservers", cmd.Version, known)
 		}
 	}
-	return res, f.n.cfg.DB.Update(l.Index, func(t kv.Txn) error {
+	err = f.n.cfg.DB.Update(l.Index, func(t kv.Txn) error {
 		if l.Type == raft.LogCommand { // other entries only move the index
 			res = f.n.cfg.Apply(t, l.Index, cmd)
 		}
 		return nil
 	})
+	if err == nil && cmd.GetOp().GetMarkState() != nil {
+		f.n.mark(l.Index)
+	}
+	return res, err
 }
 
 // Snapshot implements raft.FSM.

@@ -41,6 +41,9 @@ const (
 var toyBuckets = []string{"totals", "names"}
 
 func toyApply(t kv.Txn, index uint64, cmd *pb.Command) *pb.Result {
+	if cmd.Op.GetMarkState() != nil {
+		return &pb.Result{Index: index}
+	}
 	name := []byte(cmd.Op.GetOpenSession().GetClient())
 	bump := func(b kv.Bucket, key []byte) uint64 {
 		n := number(t.Get(b, key)) + 1

@@ -58,7 +58,7 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		err = s.segs.wait()
 	}
 	if err != nil {
-		s.fail(fmt.Errorf("append to the log: %w", err))
+		s.fail(fmt.Errorf("append to the log, free some space or replace the disk and start again: %w", err))
 	}
 	return err
 }

@@ -14,6 +14,9 @@ type metrics struct {
 	copiesSent     prometheus.Counter
 	copiesReceived prometheus.Counter
 
+	stateChecks      prometheus.Counter
+	stateDifferences prometheus.Counter
+
 	registerer prometheus.Registerer
 	registered []prometheus.Collector
 }
@@ -31,6 +34,9 @@ func newMetrics() *metrics {
 		confirmations:  counter("read_confirmations_total", "Rounds in which the followers confirmed the leader for reads."),
 		copiesSent:     counter("database_copies_sent_total", "Copies of the database made for followers that were too far behind."),
 		copiesReceived: counter("database_copies_received_total", "Copies of the database received from a leader."),
+
+		stateChecks:      counter("state_checks_total", "Comparisons of the states of all metaservers that this one made as the leader."),
+		stateDifferences: counter("state_differences_total", "Of these, those that found a difference."),
 	}
 }
 
@@ -44,7 +50,7 @@ func (m *metrics) register(r prometheus.Registerer, n *Node) error {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "shoal", Subsystem: "consensus", Name: name, Help: help}, value)
 	}
 	for _, c := range []prometheus.Collector{
-		m.proposals, m.seconds, m.reads, m.confirmations, m.copiesSent, m.copiesReceived,
+		m.proposals, m.seconds, m.reads, m.confirmations, m.copiesSent, m.copiesReceived, m.stateChecks, m.stateDifferences,
 		gauge("leader", "1 while this metaserver leads.", func() float64 {
 			if n.IsLeader() {
 				return 1

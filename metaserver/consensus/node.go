@@ -39,6 +39,7 @@ type Node struct {
 	leadership chan bool
 	reads      *rounds
 	proposals  *proposals
+	states     *states
 
 	failOnce sync.Once
 	failed   chan struct{} // closed after cause was set
@@ -65,7 +66,7 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	n := &Node{
 		cfg: cfg, id: serverID(cfg.ID), log: cfg.Logger, metrics: newMetrics(),
-		leadership: make(chan bool, 1), reads: newRounds(), failed: make(chan struct{}), stop: make(chan struct{}),
+		leadership: make(chan bool, 1), reads: newRounds(), states: newStates(), failed: make(chan struct{}), stop: make(chan struct{}),
 	}
 	if n.home, err = openHome(cfg.Dir, cfg.ID); err != nil {
 		return nil, err
@@ -106,7 +107,7 @@ func (n *Node) open() (err error) {
 	for id, a := range n.cfg.Peers {
 		peers[serverID(id)] = raft.ServerAddress(a)
 	}
-	n.layer = newLayer(n.cfg.Address, n.cfg.Pool, n.cfg.Cluster)
+	n.layer = newLayer(n, n.cfg.Address, n.cfg.Pool, n.cfg.Cluster)
 	n.transport = newTransport(n.layer, peers, max(2*time.Second, 4*n.cfg.HeartbeatTimeout), logger)
 	n.acks = n.transport.acks
 	conf := &raft.Config{
@@ -375,6 +376,7 @@ func (n *Node) Close() error {
 		n.metrics.unregister()
 		n.leave()
 		close(n.stop)
+		n.states.end()
 		n.wg.Wait()
 		n.closed = n.release()
 	})

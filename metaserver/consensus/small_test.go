@@ -89,7 +89,7 @@ func pipe(t *testing.T, network bool) (dialled, accepted net.Conn) {
 		address = p.listener.Addr().String()
 	}
 	pool := &rpc.Pool{}
-	l := newLayer(address, pool, func() []byte { return nil })
+	l := newLayer(nil, address, pool, func() []byte { return nil })
 	server, err := rpc.NewServer(listen, logger())
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 // everything. It is raft's StreamLayer, and the Peer service.
 type layer struct {
 	pb.UnimplementedPeerServer
+	node    *Node
 	self    address
 	pool    *rpc.Pool
 	cluster func() []byte
@@ -36,8 +37,8 @@ type layer struct {
 	wg    sync.WaitGroup // pumps, and accepted conns until raft closed them
 }
 
-func newLayer(self string, pool *rpc.Pool, cluster func() []byte) *layer {
-	l := &layer{self: address(self), pool: pool, cluster: cluster, accepts: make(chan net.Conn), conns: map[*conn]struct{}{}}
+func newLayer(n *Node, self string, pool *rpc.Pool, cluster func() []byte) *layer {
+	l := &layer{node: n, self: address(self), pool: pool, cluster: cluster, accepts: make(chan net.Conn), conns: map[*conn]struct{}{}}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	return l
 }

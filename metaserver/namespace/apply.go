@@ -13,7 +13,7 @@ import (
 )
 
 // CommandVersion is the newest command set that Apply knows.
-const CommandVersion = 3
+const CommandVersion = 4
 
 // VersionOf is the command set that an operation belongs to. A metaserver that does not know a command stops, as it would
 // else go on with another state than its peers: so a command says no higher number than it needs.
@@ -34,6 +34,8 @@ func VersionOf(op *pb.Op) uint32 {
 		if op.LoseShards.GetDamaged() {
 			return 3
 		}
+	case *pb.Op_MarkState:
+		return 4
 	}
 	return 1
 }
@@ -215,6 +217,8 @@ func (x *tx) applyOwn(op *pb.Op) (*pb.Result, error) {
 		return x.dropRewrites(op.DropRewrites)
 	case *pb.Op_RepairState:
 		return x.repairState(op.RepairState)
+	case *pb.Op_MarkState:
+		return &pb.Result{}, nil
 	}
 	return nil, fserr.New(syscall.EINVAL, "an operation that needs a session: %T", op.GetOp())
 }

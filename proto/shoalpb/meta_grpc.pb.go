@@ -893,6 +893,7 @@ var Registry_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	Peer_Connect_FullMethodName = "/shoal.v1.Peer/Connect"
+	Peer_State_FullMethodName   = "/shoal.v1.Peer/State"
 )
 
 // PeerClient is the client API for Peer service.
@@ -902,6 +903,9 @@ const (
 // Peer carries raft's own byte stream, so that one port and one way of making connections serve everything.
 type PeerClient interface {
 	Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PeerBytes, PeerBytes], error)
+	// State returns the hash of a member's state at a marked index of the log, once it has it, or tells the member what most have there:
+	// one that differs stops.
+	State(ctx context.Context, in *StateRequest, opts ...grpc.CallOption) (*StateReply, error)
 }
 
 type peerClient struct {
@@ -925,6 +929,16 @@ func (c *peerClient) Connect(ctx context.Context, opts ...grpc.CallOption) (grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Peer_ConnectClient = grpc.BidiStreamingClient[PeerBytes, PeerBytes]
 
+func (c *peerClient) State(ctx context.Context, in *StateRequest, opts ...grpc.CallOption) (*StateReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StateReply)
+	err := c.cc.Invoke(ctx, Peer_State_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeerServer is the server API for Peer service.
 // All implementations must embed UnimplementedPeerServer
 // for forward compatibility.
@@ -932,6 +946,9 @@ type Peer_ConnectClient = grpc.BidiStreamingClient[PeerBytes, PeerBytes]
 // Peer carries raft's own byte stream, so that one port and one way of making connections serve everything.
 type PeerServer interface {
 	Connect(grpc.BidiStreamingServer[PeerBytes, PeerBytes]) error
+	// State returns the hash of a member's state at a marked index of the log, once it has it, or tells the member what most have there:
+	// one that differs stops.
+	State(context.Context, *StateRequest) (*StateReply, error)
 	mustEmbedUnimplementedPeerServer()
 }
 
@@ -944,6 +961,9 @@ type UnimplementedPeerServer struct{}
 
 func (UnimplementedPeerServer) Connect(grpc.BidiStreamingServer[PeerBytes, PeerBytes]) error {
 	return status.Error(codes.Unimplemented, "method Connect not implemented")
+}
+func (UnimplementedPeerServer) State(context.Context, *StateRequest) (*StateReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method State not implemented")
 }
 func (UnimplementedPeerServer) mustEmbedUnimplementedPeerServer() {}
 func (UnimplementedPeerServer) testEmbeddedByValue()              {}
@@ -973,13 +993,36 @@ func _Peer_Connect_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Peer_ConnectServer = grpc.BidiStreamingServer[PeerBytes, PeerBytes]
 
+func _Peer_State_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServer).State(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peer_State_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServer).State(ctx, req.(*StateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Peer_ServiceDesc is the grpc.ServiceDesc for Peer service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Peer_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "shoal.v1.Peer",
 	HandlerType: (*PeerServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "State",
+			Handler:    _Peer_State_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Connect",

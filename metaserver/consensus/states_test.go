@@ -1,0 +1,160 @@
+package consensus
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/shoalfs/shoalfs/metaserver/kv"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
+)
+
+// miscounts is the state machine with a bug: what it is told to spoil it counts twice.
+func miscounts(t kv.Txn, index uint64, cmd *pb.Command) *pb.Result {
+	res := toyApply(t, index, cmd)
+	if name := cmd.Op.GetOpenSession().GetClient(); strings.HasPrefix(name, "spoil") {
+		t.Put(names, []byte(name), binary.BigEndian.AppendUint64(nil, 2))
+	}
+	return res
+}
+
+// compare compares the states at a new mark while a member leads for which ok is true.
+func (g *group) compare(ok func(id uint64) bool) (agreed int, wrong []uint64, err error) {
+	g.t.Helper()
+	ctx, cancel := context.WithTimeout(g.t.Context(), 60*time.Second)
+	defer cancel()
+	for {
+		m := g.leader()
+		if !ok(m.id) {
+			for id, other := range g.members {
+				if ok(id) && other.Node != nil {
+					_ = m.HandOver(id) // tried again
+				}
+			}
+			continue
+		}
+		res, err := m.Propose(ctx, &pb.Command{Version: 1, Op: &pb.Op{Op: &pb.Op_MarkState{MarkState: &pb.MarkState{}}}})
+		if err == nil {
+			if agreed, wrong, err = m.CompareStates(ctx, res.Index); err == nil || status.Code(err) != codes.Unavailable {
+				return agreed, wrong, err
+			}
+		}
+		if ctx.Err() != nil {
+			g.t.Fatal(err)
+		}
+	}
+}
+
+func anyone(uint64) bool { return true }
+
+// TestStatesAgree: members agree, also one that was started anew and one that was sent a copy.
+func TestStatesAgree(t *testing.T) {
+	g := newGroup(t, 3, false, func(c *Config) { c.TrailingLogs, c.SnapshotThreshold = 1, 1<<40 })
+	m := g.leader()
+	g.propose("a")
+	if n, err := m.Commands(t.Context()); err != nil || n != 1 {
+		t.Errorf("commands of all: %d, %v", n, err)
+	}
+	if agreed, wrong, err := g.compare(anyone); agreed != 3 || len(wrong) > 0 || err != nil {
+		t.Fatalf("%d agree, %v are wrong, %v", agreed, wrong, err)
+	}
+	behind := m.id%3 + 1
+	g.stop(behind)
+	for range 50 {
+		g.propose("b", behind)
+	}
+	if err := m.Snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := m.Commands(t.Context()); err != nil || n != 1 {
+		t.Errorf("commands of all, of which one is down: %d, %v", n, err)
+	}
+	delete(m.states.knows, behind)
+	if _, err := m.Commands(t.Context()); err == nil {
+		t.Error("the commands of a member that never answered are known")
+	}
+	g.start(behind)
+	waitFor(t, "the member to catch up", func() bool { return g.members[behind].AppliedIndex() == m.AppliedIndex() })
+	if agreed, wrong, err := g.compare(anyone); agreed != 3 || len(wrong) > 0 || err != nil {
+		t.Fatalf("%d agree, %v are wrong, %v", agreed, wrong, err)
+	}
+}
+
+// TestStateThatDiffers: whoever differs from most leaves the group, be it the leader, and nobody else does.
+func TestStateThatDiffers(t *testing.T) {
+	for _, leads := range []bool{false, true} {
+		g := newGroup(t, 3, false, nil)
+		const bad = 2
+		g.leader()
+		g.stop(bad)
+		g.tune = func(c *Config) { c.Apply = miscounts }
+		g.start(bad)
+		g.tune = nil
+		g.propose("spoil")
+		agreed, wrong, err := g.compare(func(id uint64) bool { return id == bad == leads })
+		if agreed != 2 || !slices.Equal(wrong, []uint64{bad}) || err != nil {
+			t.Fatalf("it leads: %v; %d agree, %v are wrong, %v", leads, agreed, wrong, err)
+		}
+		waitFor(t, "the bad one to leave", func() bool { return g.members[bad].Failure() != nil })
+		if err := g.members[bad].Failure(); !strings.Contains(err.Error(), "is not that of most") {
+			t.Error(err)
+		}
+		g.propose("after", bad)
+		if agreed, wrong, err := g.compare(func(id uint64) bool { return id != bad }); agreed != 2 || len(wrong) > 0 || err != nil {
+			t.Errorf("afterwards %d agree, %v are wrong, %v", agreed, wrong, err)
+		}
+		for id, other := range g.members {
+			if id != bad && other.Failure() != nil {
+				t.Errorf("member %d: %v", id, other.Failure())
+			}
+		}
+	}
+}
+
+// TestStatesUndecided: of two that differ nobody can tell who is right, and nobody stops.
+func TestStatesUndecided(t *testing.T) {
+	g := newGroup(t, 3, false, nil)
+	bad := g.leader().id%3 + 1
+	g.stop(bad)
+	g.tune = func(c *Config) { c.Apply = miscounts }
+	g.start(bad)
+	waitFor(t, "the member to catch up", func() bool { return g.members[bad].AppliedIndex() == g.leader().AppliedIndex() })
+	g.stop(bad%3 + 1)
+	g.propose("spoil", bad%3+1)
+	_, _, err := g.compare(anyone)
+	if !errors.Is(err, ErrUndecided) {
+		t.Errorf("two that differ: %v", err)
+	}
+	for id, other := range g.members {
+		if other.Node != nil && other.Failure() != nil {
+			t.Errorf("member %d: %v", id, other.Failure())
+		}
+	}
+}
+
+// TestStateOfNoMark: what was not marked is not known, which is no reason to stop.
+func TestStateOfNoMark(t *testing.T) {
+	g := newGroup(t, 1, false, nil)
+	m := g.leader()
+	index := g.propose("a").Index
+	g.propose("b")
+	if sum, err := m.stateAt(t.Context(), index); err == nil {
+		t.Errorf("it was %x", sum)
+	}
+	r, err := m.layer.State(t.Context(), &pb.StateRequest{Index: index, Verdict: make([]byte, 32)})
+	if err != nil || len(r.Sum) > 0 || m.Failure() != nil {
+		t.Errorf("%v, %v, %v", r, err, m.Failure())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := m.layer.State(ctx, &pb.StateRequest{Index: index + 100}); err == nil {
+		t.Error("a state of the future is known")
+	}
+}
