@@ -11,6 +11,7 @@ import (
 
 	"github.com/shoalfs/shoalfs/metaserver/lease"
 	"github.com/shoalfs/shoalfs/metaserver/liveness"
+	"github.com/shoalfs/shoalfs/metaserver/namespace"
 )
 
 // Config is what New needs. Zero values of all from Logger on stand for the defaults.
@@ -44,6 +45,7 @@ type Config struct {
 	// Raft's election timeout and the interval of its heartbeats follow from this; 500 ms.
 	HeartbeatTimeout time.Duration
 	roomOf           func(dir string) (room, error) // asks the file system; tests answer themselves
+	knows            uint32                         // the newest command set; tests play an older version
 
 	// How long no leader may be known before Health complains; 15 s.
 	LeaderlessAfter time.Duration
@@ -86,6 +88,9 @@ func (c Config) withDefaults() (Config, error) {
 	c.StateCheckEvery = orDefault(c.StateCheckEvery, DefaultStateCheckEvery)
 	if c.RepairRate == 0 {
 		c.RepairRate = defaultRepairRate
+	}
+	if c.knows == 0 {
+		c.knows = namespace.CommandVersion
 	}
 	if c.roomOf == nil {
 		c.roomOf = roomOf

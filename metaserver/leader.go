@@ -138,6 +138,7 @@ func (l *leader) run() error {
 	g.Go(func() error { return l.every(ctx, tickInterval, l.expireSessions) })
 	g.Go(func() error { return l.every(ctx, tickInterval, l.noteTime) })
 	g.Go(func() error { return l.every(ctx, tickInterval, l.settleDoubts) })
+	g.Go(func() error { return l.every(ctx, tickInterval, l.raiseCommands) })
 	g.Go(func() error { return l.every(ctx, l.s.cfg.StateCheckEvery, l.checkStates) })
 	g.Go(func() error { return l.repair.Run(ctx) })
 	g.Go(func() error { return l.rewrite.Run(ctx) })
@@ -211,6 +212,9 @@ func (l *leader) initCluster() error {
 
 // own proposes a command of the leader itself. A Result with an errno is an error here.
 func (l *leader) own(op *pb.Op) (*pb.Result, error) {
+	if err := l.admit(op); err != nil {
+		return nil, err
+	}
 	res, err := l.s.node.Propose(l.ctx, &pb.Command{Version: namespace.VersionOf(op), Time: time.Now().UnixNano(), Op: op})
 	if err != nil {
 		return nil, err

@@ -281,6 +281,9 @@ func (m *mutation) propose(ctx context.Context) (*pb.Result, error) {
 		// wait for.
 		return m.over(ctx, nil, s.notLeader())
 	}
+	if err := m.l.admit(m.op); err != nil {
+		return m.over(ctx, nil, err)
+	}
 	p, err := s.node.Start(ctx, &pb.Command{
 		Version: namespace.VersionOf(m.op), Time: time.Now().UnixNano(),
 		Session: req.Session, Sequence: req.Sequence, Unanswered: req.Unanswered, Cred: req.Cred, Op: m.op,

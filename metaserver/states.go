@@ -4,17 +4,13 @@ import (
 	"context"
 	"time"
 
-	"github.com/shoalfs/shoalfs/metaserver/namespace"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
-
-// askPatience is how long metaservers have to say which commands they know.
-const askPatience = 5 * time.Second
 
 // checkStates has all metaservers hash their state at one index of the log, and compares. One that differs from most leaves the group.
 func (l *leader) checkStates() error {
 	op := &pb.Op{Op: &pb.Op_MarkState{MarkState: &pb.MarkState{}}}
-	if !l.allKnow(namespace.VersionOf(op)) {
+	if len(l.s.node.Members()) < 2 || l.admit(op) != nil {
 		return nil
 	}
 	res, err := l.own(op)
@@ -37,18 +33,4 @@ func (l *leader) checkStates() error {
 	}
 	l.log.Debug("the metaservers have the same state", "agree", agreed, "index", res.Index, "took", time.Since(began))
 	return nil
-}
-
-// allKnow tells whether there are several metaservers, all of which know a command set: one that does not would stop.
-func (l *leader) allKnow(version uint32) bool {
-	if len(l.s.node.Members()) < 2 {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(l.ctx, askPatience)
-	defer cancel()
-	known, err := l.s.node.Commands(ctx)
-	if err != nil {
-		l.log.Debug("the states of the metaservers are not compared: it is not known which commands all know", "error", err)
-	}
-	return err == nil && known >= version
 }

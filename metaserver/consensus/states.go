@@ -26,8 +26,7 @@ type states struct {
 	mu      sync.Mutex
 	marks   []*mark // ascending
 	running context.CancelFunc
-	changed chan struct{}     // closed at the next change
-	knows   map[uint64]uint32 // the newest command set that each member has said it knows
+	changed chan struct{} // closed at the next change
 }
 
 // mark is one index. Its hash is there when done is closed.
@@ -39,7 +38,7 @@ type mark struct {
 }
 
 func newStates() *states {
-	s := &states{changed: make(chan struct{}), knows: map[uint64]uint32{}}
+	s := &states{changed: make(chan struct{})}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
 }
@@ -149,22 +148,14 @@ func differs(index uint64, own, most []byte) error {
 		"or there is a bug, which please report; stop it, move its data directory away, and let it take a copy from the others", index, own, most)
 }
 
-// Commands returns the newest command set that every member knows. Each is asked; of one that does not answer it counts what it said
-// last, as long as this process lives, and it is an error that it never did.
+// Commands returns the newest command set that every member knows. Each is asked; that one does not answer is an error.
 func (n *Node) Commands(ctx context.Context) (uint32, error) {
-	answers := n.askState(ctx, &pb.StateRequest{Cluster: n.cfg.Cluster()})
-	n.states.mu.Lock()
-	defer n.states.mu.Unlock()
 	lowest := n.cfg.Commands
-	for _, a := range answers {
-		if a.err == nil {
-			n.states.knows[a.id] = a.reply.Commands
-		}
-		known, ok := n.states.knows[a.id]
-		if !ok {
+	for _, a := range n.askState(ctx, &pb.StateRequest{Cluster: n.cfg.Cluster()}) {
+		if a.err != nil {
 			return 0, fmt.Errorf("metaserver %d: %w", a.id, a.err)
 		}
-		lowest = min(lowest, known)
+		lowest = min(lowest, a.reply.Commands)
 	}
 	return lowest, nil
 }

@@ -34,7 +34,7 @@ func VersionOf(op *pb.Op) uint32 {
 		if op.LoseShards.GetDamaged() {
 			return 3
 		}
-	case *pb.Op_MarkState:
+	case *pb.Op_MarkState, *pb.Op_RaiseCommands:
 		return 4
 	}
 	return 1
@@ -219,6 +219,8 @@ func (x *tx) applyOwn(op *pb.Op) (*pb.Result, error) {
 		return x.repairState(op.RepairState)
 	case *pb.Op_MarkState:
 		return &pb.Result{}, nil
+	case *pb.Op_RaiseCommands:
+		return x.raiseCommands(op.RaiseCommands)
 	}
 	return nil, fserr.New(syscall.EINVAL, "an operation that needs a session: %T", op.GetOp())
 }

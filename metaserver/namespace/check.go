@@ -64,6 +64,9 @@ func Inspect(ctx context.Context, r kv.Reader, watch Watch) (*Inspection, error)
 	if n := len(r.Get(bState, clusterKey)); n != idSize {
 		c.hopeless("the cluster's id has %d bytes", n)
 	}
+	if _, err := Commands(r); err != nil {
+		c.hopeless("%v", err)
+	}
 	// Each reads what those before it gathered.
 	for _, part := range []func(){
 		c.readServers, c.readServerUUIDs, c.readInodes, c.readDentries, c.readXattrs, c.readChunks, c.readExtents,

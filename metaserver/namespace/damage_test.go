@@ -184,6 +184,7 @@ var damages = []struct {
 	{"result that cannot be read", func(w *sample) { w.s.set(bResult, key16(w.session, w.seq), []byte("\xff")) }, "damaged record", reported},
 	{"session that cannot be read", func(w *sample) { w.s.set(bSession, key8(w.other), []byte{1}) }, "damaged record", reported},
 	{"session is gone" + twice, func(w *sample) { w.s.del(bSession, key8(w.session)) }, "a result of session", sound},
+	{"no command set", func(w *sample) { w.s.set(bState, commandsKey, []byte("x")) }, "state", reported},
 	{"no cluster", func(w *sample) { w.s.set(bState, clusterKey, []byte("x")) }, "the cluster's id has 1 bytes", reported},
 	{"no counters", func(w *sample) { w.s.garble(bState, countersKey) }, "damaged record", reported},
 }

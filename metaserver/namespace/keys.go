@@ -65,6 +65,7 @@ func bucketName(b kv.Bucket) string {
 var (
 	countersKey = []byte("counters")
 	clusterKey  = []byte("cluster")
+	commandsKey = []byte("commands")
 )
 
 // present is the value of a key that only has to be there: the format's version.

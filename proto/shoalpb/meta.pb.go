@@ -939,6 +939,7 @@ type Op struct {
 	//	*Op_FinishRewrite
 	//	*Op_DropRewrites
 	//	*Op_MarkState
+	//	*Op_RaiseCommands
 	//	*Op_Relocate
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
@@ -1234,6 +1235,15 @@ func (x *Op) GetMarkState() *MarkState {
 	return nil
 }
 
+func (x *Op) GetRaiseCommands() *RaiseCommands {
+	if x != nil {
+		if x, ok := x.Op.(*Op_RaiseCommands); ok {
+			return x.RaiseCommands
+		}
+	}
+	return nil
+}
+
 func (x *Op) GetRelocate() *Relocate {
 	if x != nil {
 		if x, ok := x.Op.(*Op_Relocate); ok {
@@ -1360,6 +1370,10 @@ type Op_MarkState struct {
 	MarkState *MarkState `protobuf:"bytes,43,opt,name=mark_state,json=markState,proto3,oneof"`
 }
 
+type Op_RaiseCommands struct {
+	RaiseCommands *RaiseCommands `protobuf:"bytes,44,opt,name=raise_commands,json=raiseCommands,proto3,oneof"`
+}
+
 type Op_Relocate struct {
 	// From clients again:
 	Relocate *Relocate `protobuf:"bytes,50,opt,name=relocate,proto3,oneof"`
@@ -1420,6 +1434,8 @@ func (*Op_FinishRewrite) isOp_Op() {}
 func (*Op_DropRewrites) isOp_Op() {}
 
 func (*Op_MarkState) isOp_Op() {}
+
+func (*Op_RaiseCommands) isOp_Op() {}
 
 func (*Op_Relocate) isOp_Op() {}
 
@@ -4164,6 +4180,51 @@ func (*MarkState) Descriptor() ([]byte, []int) {
 	return file_shoalpb_meta_proto_rawDescGZIP(), []int{50}
 }
 
+// RaiseCommands says that from here on the log may hold commands of this set: all metaservers know it.
+type RaiseCommands struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaiseCommands) Reset() {
+	*x = RaiseCommands{}
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaiseCommands) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaiseCommands) ProtoMessage() {}
+
+func (x *RaiseCommands) ProtoReflect() protoreflect.Message {
+	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaiseCommands.ProtoReflect.Descriptor instead.
+func (*RaiseCommands) Descriptor() ([]byte, []int) {
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *RaiseCommands) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 // SessionPing: the first one names the session and all inodes that the client has open. The client must have dropped
 // everything that it cached under leases before it sends that one. A ping a second renews the leases. Pings are numbered from
 // 1 over all streams of the session: a stream whose first one is older than another that was answered is refused.
@@ -4180,7 +4241,7 @@ type SessionPing struct {
 
 func (x *SessionPing) Reset() {
 	*x = SessionPing{}
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4192,7 +4253,7 @@ func (x *SessionPing) String() string {
 func (*SessionPing) ProtoMessage() {}
 
 func (x *SessionPing) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[51]
+	mi := &file_shoalpb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4205,7 +4266,7 @@ func (x *SessionPing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPing.ProtoReflect.Descriptor instead.
 func (*SessionPing) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{51}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SessionPing) GetSession() uint64 {
@@ -4253,7 +4314,7 @@ type RevokeAck struct {
 
 func (x *RevokeAck) Reset() {
 	*x = RevokeAck{}
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4265,7 +4326,7 @@ func (x *RevokeAck) String() string {
 func (*RevokeAck) ProtoMessage() {}
 
 func (x *RevokeAck) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[52]
+	mi := &file_shoalpb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4278,7 +4339,7 @@ func (x *RevokeAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAck.ProtoReflect.Descriptor instead.
 func (*RevokeAck) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{52}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RevokeAck) GetRevoke() uint64 {
@@ -4309,7 +4370,7 @@ type SessionPush struct {
 
 func (x *SessionPush) Reset() {
 	*x = SessionPush{}
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4321,7 +4382,7 @@ func (x *SessionPush) String() string {
 func (*SessionPush) ProtoMessage() {}
 
 func (x *SessionPush) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[53]
+	mi := &file_shoalpb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4334,7 +4395,7 @@ func (x *SessionPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPush.ProtoReflect.Descriptor instead.
 func (*SessionPush) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{53}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *SessionPush) GetPong() uint64 {
@@ -4389,7 +4450,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4401,7 +4462,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[54]
+	mi := &file_shoalpb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4414,7 +4475,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{54}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Revoke) GetId() uint64 {
@@ -4441,7 +4502,7 @@ type ReadContext struct {
 
 func (x *ReadContext) Reset() {
 	*x = ReadContext{}
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4453,7 +4514,7 @@ func (x *ReadContext) String() string {
 func (*ReadContext) ProtoMessage() {}
 
 func (x *ReadContext) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[55]
+	mi := &file_shoalpb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4466,7 +4527,7 @@ func (x *ReadContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContext.ProtoReflect.Descriptor instead.
 func (*ReadContext) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{55}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReadContext) GetSession() uint64 {
@@ -4494,7 +4555,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4506,7 +4567,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[56]
+	mi := &file_shoalpb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4519,7 +4580,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{56}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *LookupRequest) GetCtx() *ReadContext {
@@ -4556,7 +4617,7 @@ type LookupReply struct {
 
 func (x *LookupReply) Reset() {
 	*x = LookupReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4568,7 +4629,7 @@ func (x *LookupReply) String() string {
 func (*LookupReply) ProtoMessage() {}
 
 func (x *LookupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[57]
+	mi := &file_shoalpb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4581,7 +4642,7 @@ func (x *LookupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupReply.ProtoReflect.Descriptor instead.
 func (*LookupReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{57}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *LookupReply) GetAttr() *Attr {
@@ -4629,7 +4690,7 @@ type GetAttrRequest struct {
 
 func (x *GetAttrRequest) Reset() {
 	*x = GetAttrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4641,7 +4702,7 @@ func (x *GetAttrRequest) String() string {
 func (*GetAttrRequest) ProtoMessage() {}
 
 func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[58]
+	mi := &file_shoalpb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4654,7 +4715,7 @@ func (x *GetAttrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrRequest.ProtoReflect.Descriptor instead.
 func (*GetAttrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{58}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetAttrRequest) GetCtx() *ReadContext {
@@ -4682,7 +4743,7 @@ type GetAttrReply struct {
 
 func (x *GetAttrReply) Reset() {
 	*x = GetAttrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4694,7 +4755,7 @@ func (x *GetAttrReply) String() string {
 func (*GetAttrReply) ProtoMessage() {}
 
 func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[59]
+	mi := &file_shoalpb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4707,7 +4768,7 @@ func (x *GetAttrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttrReply.ProtoReflect.Descriptor instead.
 func (*GetAttrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{59}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetAttrReply) GetAttr() *Attr {
@@ -4742,7 +4803,7 @@ type OpenRequest struct {
 
 func (x *OpenRequest) Reset() {
 	*x = OpenRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4754,7 +4815,7 @@ func (x *OpenRequest) String() string {
 func (*OpenRequest) ProtoMessage() {}
 
 func (x *OpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[60]
+	mi := &file_shoalpb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4767,7 +4828,7 @@ func (x *OpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
 func (*OpenRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{60}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *OpenRequest) GetCtx() *ReadContext {
@@ -4803,7 +4864,7 @@ type ExtentsRequest struct {
 
 func (x *ExtentsRequest) Reset() {
 	*x = ExtentsRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4815,7 +4876,7 @@ func (x *ExtentsRequest) String() string {
 func (*ExtentsRequest) ProtoMessage() {}
 
 func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[61]
+	mi := &file_shoalpb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4828,7 +4889,7 @@ func (x *ExtentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsRequest.ProtoReflect.Descriptor instead.
 func (*ExtentsRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{61}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExtentsRequest) GetCtx() *ReadContext {
@@ -4874,7 +4935,7 @@ type ExtentsReply struct {
 
 func (x *ExtentsReply) Reset() {
 	*x = ExtentsReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4886,7 +4947,7 @@ func (x *ExtentsReply) String() string {
 func (*ExtentsReply) ProtoMessage() {}
 
 func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[62]
+	mi := &file_shoalpb_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4899,7 +4960,7 @@ func (x *ExtentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsReply.ProtoReflect.Descriptor instead.
 func (*ExtentsReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{62}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ExtentsReply) GetAttr() *Attr {
@@ -4963,7 +5024,7 @@ type ReadDirRequest struct {
 
 func (x *ReadDirRequest) Reset() {
 	*x = ReadDirRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4975,7 +5036,7 @@ func (x *ReadDirRequest) String() string {
 func (*ReadDirRequest) ProtoMessage() {}
 
 func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[63]
+	mi := &file_shoalpb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4988,7 +5049,7 @@ func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirRequest.ProtoReflect.Descriptor instead.
 func (*ReadDirRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{63}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ReadDirRequest) GetCtx() *ReadContext {
@@ -5032,7 +5093,7 @@ type ReadDirReply struct {
 
 func (x *ReadDirReply) Reset() {
 	*x = ReadDirReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5044,7 +5105,7 @@ func (x *ReadDirReply) String() string {
 func (*ReadDirReply) ProtoMessage() {}
 
 func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[64]
+	mi := &file_shoalpb_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5057,7 +5118,7 @@ func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirReply.ProtoReflect.Descriptor instead.
 func (*ReadDirReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{64}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ReadDirReply) GetEntries() []*Dirent {
@@ -5106,7 +5167,7 @@ type Dirent struct {
 
 func (x *Dirent) Reset() {
 	*x = Dirent{}
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5118,7 +5179,7 @@ func (x *Dirent) String() string {
 func (*Dirent) ProtoMessage() {}
 
 func (x *Dirent) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[65]
+	mi := &file_shoalpb_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5131,7 +5192,7 @@ func (x *Dirent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dirent.ProtoReflect.Descriptor instead.
 func (*Dirent) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{65}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Dirent) GetName() []byte {
@@ -5166,7 +5227,7 @@ type GetXattrRequest struct {
 
 func (x *GetXattrRequest) Reset() {
 	*x = GetXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5178,7 +5239,7 @@ func (x *GetXattrRequest) String() string {
 func (*GetXattrRequest) ProtoMessage() {}
 
 func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[66]
+	mi := &file_shoalpb_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5191,7 +5252,7 @@ func (x *GetXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrRequest.ProtoReflect.Descriptor instead.
 func (*GetXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{66}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetXattrRequest) GetCtx() *ReadContext {
@@ -5224,7 +5285,7 @@ type GetXattrReply struct {
 
 func (x *GetXattrReply) Reset() {
 	*x = GetXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5236,7 +5297,7 @@ func (x *GetXattrReply) String() string {
 func (*GetXattrReply) ProtoMessage() {}
 
 func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[67]
+	mi := &file_shoalpb_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5249,7 +5310,7 @@ func (x *GetXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattrReply.ProtoReflect.Descriptor instead.
 func (*GetXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{67}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetXattrReply) GetValue() []byte {
@@ -5269,7 +5330,7 @@ type ListXattrRequest struct {
 
 func (x *ListXattrRequest) Reset() {
 	*x = ListXattrRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5281,7 +5342,7 @@ func (x *ListXattrRequest) String() string {
 func (*ListXattrRequest) ProtoMessage() {}
 
 func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[68]
+	mi := &file_shoalpb_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5294,7 +5355,7 @@ func (x *ListXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrRequest.ProtoReflect.Descriptor instead.
 func (*ListXattrRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{68}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListXattrRequest) GetCtx() *ReadContext {
@@ -5320,7 +5381,7 @@ type ListXattrReply struct {
 
 func (x *ListXattrReply) Reset() {
 	*x = ListXattrReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5332,7 +5393,7 @@ func (x *ListXattrReply) String() string {
 func (*ListXattrReply) ProtoMessage() {}
 
 func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[69]
+	mi := &file_shoalpb_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5345,7 +5406,7 @@ func (x *ListXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattrReply.ProtoReflect.Descriptor instead.
 func (*ListXattrReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{69}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListXattrReply) GetNames() []string {
@@ -5363,7 +5424,7 @@ type StatFSRequest struct {
 
 func (x *StatFSRequest) Reset() {
 	*x = StatFSRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5375,7 +5436,7 @@ func (x *StatFSRequest) String() string {
 func (*StatFSRequest) ProtoMessage() {}
 
 func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[70]
+	mi := &file_shoalpb_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5388,7 +5449,7 @@ func (x *StatFSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSRequest.ProtoReflect.Descriptor instead.
 func (*StatFSRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{70}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
 }
 
 type StatFSReply struct {
@@ -5404,7 +5465,7 @@ type StatFSReply struct {
 
 func (x *StatFSReply) Reset() {
 	*x = StatFSReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5416,7 +5477,7 @@ func (x *StatFSReply) String() string {
 func (*StatFSReply) ProtoMessage() {}
 
 func (x *StatFSReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[71]
+	mi := &file_shoalpb_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5429,7 +5490,7 @@ func (x *StatFSReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSReply.ProtoReflect.Descriptor instead.
 func (*StatFSReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{71}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *StatFSReply) GetCapacity() uint64 {
@@ -5475,7 +5536,7 @@ type ServersRequest struct {
 
 func (x *ServersRequest) Reset() {
 	*x = ServersRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5487,7 +5548,7 @@ func (x *ServersRequest) String() string {
 func (*ServersRequest) ProtoMessage() {}
 
 func (x *ServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[72]
+	mi := &file_shoalpb_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5500,7 +5561,7 @@ func (x *ServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersRequest.ProtoReflect.Descriptor instead.
 func (*ServersRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{72}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
 }
 
 type ServersReply struct {
@@ -5512,7 +5573,7 @@ type ServersReply struct {
 
 func (x *ServersReply) Reset() {
 	*x = ServersReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5524,7 +5585,7 @@ func (x *ServersReply) String() string {
 func (*ServersReply) ProtoMessage() {}
 
 func (x *ServersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[73]
+	mi := &file_shoalpb_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5537,7 +5598,7 @@ func (x *ServersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServersReply.ProtoReflect.Descriptor instead.
 func (*ServersReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{73}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ServersReply) GetServers() []*ServerInfo {
@@ -5555,7 +5616,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5567,7 +5628,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[74]
+	mi := &file_shoalpb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5580,7 +5641,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{74}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 type StatusReply struct {
@@ -5609,7 +5670,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5621,7 +5682,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[75]
+	mi := &file_shoalpb_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5634,7 +5695,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{75}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *StatusReply) GetCluster() string {
@@ -5779,7 +5840,7 @@ type Rewriting struct {
 
 func (x *Rewriting) Reset() {
 	*x = Rewriting{}
-	mi := &file_shoalpb_meta_proto_msgTypes[76]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5791,7 +5852,7 @@ func (x *Rewriting) String() string {
 func (*Rewriting) ProtoMessage() {}
 
 func (x *Rewriting) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[76]
+	mi := &file_shoalpb_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5804,7 +5865,7 @@ func (x *Rewriting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewriting.ProtoReflect.Descriptor instead.
 func (*Rewriting) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{76}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Rewriting) GetGarbage() uint64 {
@@ -5878,7 +5939,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_shoalpb_meta_proto_msgTypes[77]
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5890,7 +5951,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[77]
+	mi := &file_shoalpb_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5903,7 +5964,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{77}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Redundancy) GetKnown() bool {
@@ -6009,7 +6070,7 @@ type MetaMember struct {
 
 func (x *MetaMember) Reset() {
 	*x = MetaMember{}
-	mi := &file_shoalpb_meta_proto_msgTypes[78]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6021,7 +6082,7 @@ func (x *MetaMember) String() string {
 func (*MetaMember) ProtoMessage() {}
 
 func (x *MetaMember) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[78]
+	mi := &file_shoalpb_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6034,7 +6095,7 @@ func (x *MetaMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaMember.ProtoReflect.Descriptor instead.
 func (*MetaMember) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{78}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *MetaMember) GetId() uint64 {
@@ -6077,7 +6138,7 @@ type ReportServerRequest struct {
 
 func (x *ReportServerRequest) Reset() {
 	*x = ReportServerRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[79]
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6089,7 +6150,7 @@ func (x *ReportServerRequest) String() string {
 func (*ReportServerRequest) ProtoMessage() {}
 
 func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[79]
+	mi := &file_shoalpb_meta_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6102,7 +6163,7 @@ func (x *ReportServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerRequest.ProtoReflect.Descriptor instead.
 func (*ReportServerRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{79}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ReportServerRequest) GetSession() uint64 {
@@ -6141,7 +6202,7 @@ type ReportServerReply struct {
 
 func (x *ReportServerReply) Reset() {
 	*x = ReportServerReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[80]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6153,7 +6214,7 @@ func (x *ReportServerReply) String() string {
 func (*ReportServerReply) ProtoMessage() {}
 
 func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[80]
+	mi := &file_shoalpb_meta_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6166,7 +6227,7 @@ func (x *ReportServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportServerReply.ProtoReflect.Descriptor instead.
 func (*ReportServerReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{80}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{81}
 }
 
 type RegisterRequest struct {
@@ -6182,7 +6243,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[81]
+	mi := &file_shoalpb_meta_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6194,7 +6255,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[81]
+	mi := &file_shoalpb_meta_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6207,7 +6268,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{81}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RegisterRequest) GetCluster() []byte {
@@ -6255,7 +6316,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[82]
+	mi := &file_shoalpb_meta_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6267,7 +6328,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[82]
+	mi := &file_shoalpb_meta_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6280,7 +6341,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{82}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RegisterReply) GetCluster() []byte {
@@ -6316,7 +6377,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[83]
+	mi := &file_shoalpb_meta_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6328,7 +6389,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[83]
+	mi := &file_shoalpb_meta_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6341,7 +6402,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{83}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *HeartbeatRequest) GetCluster() []byte {
@@ -6432,7 +6493,7 @@ type ChunkReport struct {
 
 func (x *ChunkReport) Reset() {
 	*x = ChunkReport{}
-	mi := &file_shoalpb_meta_proto_msgTypes[84]
+	mi := &file_shoalpb_meta_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6444,7 +6505,7 @@ func (x *ChunkReport) String() string {
 func (*ChunkReport) ProtoMessage() {}
 
 func (x *ChunkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[84]
+	mi := &file_shoalpb_meta_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6457,7 +6518,7 @@ func (x *ChunkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReport.ProtoReflect.Descriptor instead.
 func (*ChunkReport) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{84}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ChunkReport) GetId() uint64 {
@@ -6497,7 +6558,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[85]
+	mi := &file_shoalpb_meta_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6509,7 +6570,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[85]
+	mi := &file_shoalpb_meta_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6522,7 +6583,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{85}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *HeartbeatReply) GetDelete() []uint64 {
@@ -6599,7 +6660,7 @@ type CopyOrder struct {
 
 func (x *CopyOrder) Reset() {
 	*x = CopyOrder{}
-	mi := &file_shoalpb_meta_proto_msgTypes[86]
+	mi := &file_shoalpb_meta_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6611,7 +6672,7 @@ func (x *CopyOrder) String() string {
 func (*CopyOrder) ProtoMessage() {}
 
 func (x *CopyOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[86]
+	mi := &file_shoalpb_meta_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6624,7 +6685,7 @@ func (x *CopyOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOrder.ProtoReflect.Descriptor instead.
 func (*CopyOrder) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{86}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CopyOrder) GetStored() uint64 {
@@ -6694,7 +6755,7 @@ type SourceRange struct {
 
 func (x *SourceRange) Reset() {
 	*x = SourceRange{}
-	mi := &file_shoalpb_meta_proto_msgTypes[87]
+	mi := &file_shoalpb_meta_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6706,7 +6767,7 @@ func (x *SourceRange) String() string {
 func (*SourceRange) ProtoMessage() {}
 
 func (x *SourceRange) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[87]
+	mi := &file_shoalpb_meta_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6719,7 +6780,7 @@ func (x *SourceRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRange.ProtoReflect.Descriptor instead.
 func (*SourceRange) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{87}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SourceRange) GetSource() uint32 {
@@ -6754,7 +6815,7 @@ type CopyResult struct {
 
 func (x *CopyResult) Reset() {
 	*x = CopyResult{}
-	mi := &file_shoalpb_meta_proto_msgTypes[88]
+	mi := &file_shoalpb_meta_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6766,7 +6827,7 @@ func (x *CopyResult) String() string {
 func (*CopyResult) ProtoMessage() {}
 
 func (x *CopyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[88]
+	mi := &file_shoalpb_meta_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6779,7 +6840,7 @@ func (x *CopyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyResult.ProtoReflect.Descriptor instead.
 func (*CopyResult) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{88}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CopyResult) GetStored() uint64 {
@@ -6817,7 +6878,7 @@ type ScrubProgress struct {
 
 func (x *ScrubProgress) Reset() {
 	*x = ScrubProgress{}
-	mi := &file_shoalpb_meta_proto_msgTypes[89]
+	mi := &file_shoalpb_meta_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6829,7 +6890,7 @@ func (x *ScrubProgress) String() string {
 func (*ScrubProgress) ProtoMessage() {}
 
 func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[89]
+	mi := &file_shoalpb_meta_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6842,7 +6903,7 @@ func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubProgress.ProtoReflect.Descriptor instead.
 func (*ScrubProgress) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{89}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ScrubProgress) GetPass() uint64 {
@@ -6891,7 +6952,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_shoalpb_meta_proto_msgTypes[90]
+	mi := &file_shoalpb_meta_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6903,7 +6964,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[90]
+	mi := &file_shoalpb_meta_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6916,7 +6977,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{90}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *StateRequest) GetCluster() []byte {
@@ -6950,7 +7011,7 @@ type StateReply struct {
 
 func (x *StateReply) Reset() {
 	*x = StateReply{}
-	mi := &file_shoalpb_meta_proto_msgTypes[91]
+	mi := &file_shoalpb_meta_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6962,7 +7023,7 @@ func (x *StateReply) String() string {
 func (*StateReply) ProtoMessage() {}
 
 func (x *StateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[91]
+	mi := &file_shoalpb_meta_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6975,7 +7036,7 @@ func (x *StateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateReply.ProtoReflect.Descriptor instead.
 func (*StateReply) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{91}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *StateReply) GetCommands() uint32 {
@@ -7002,7 +7063,7 @@ type PeerBytes struct {
 
 func (x *PeerBytes) Reset() {
 	*x = PeerBytes{}
-	mi := &file_shoalpb_meta_proto_msgTypes[92]
+	mi := &file_shoalpb_meta_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7014,7 +7075,7 @@ func (x *PeerBytes) String() string {
 func (*PeerBytes) ProtoMessage() {}
 
 func (x *PeerBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_shoalpb_meta_proto_msgTypes[92]
+	mi := &file_shoalpb_meta_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7027,7 +7088,7 @@ func (x *PeerBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerBytes.ProtoReflect.Descriptor instead.
 func (*PeerBytes) Descriptor() ([]byte, []int) {
-	return file_shoalpb_meta_proto_rawDescGZIP(), []int{92}
+	return file_shoalpb_meta_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *PeerBytes) GetData() []byte {
@@ -7103,7 +7164,7 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"unanswered\x18\x03 \x01(\x04R\n" +
 	"unanswered\x12\"\n" +
 	"\x04cred\x18\x04 \x01(\v2\x0e.shoal.v1.CredR\x04cred\x12\x1c\n" +
-	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\x83\r\n" +
+	"\x02op\x18\x05 \x01(\v2\f.shoal.v1.OpR\x02op\"\xc5\r\n" +
 	"\x02Op\x121\n" +
 	"\tmake_node\x18\x01 \x01(\v2\x12.shoal.v1.MakeNodeH\x00R\bmakeNode\x12$\n" +
 	"\x04link\x18\x02 \x01(\v2\x0e.shoal.v1.LinkH\x00R\x04link\x12*\n" +
@@ -7139,7 +7200,8 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x0efinish_rewrite\x18) \x01(\v2\x17.shoal.v1.FinishRewriteH\x00R\rfinishRewrite\x12=\n" +
 	"\rdrop_rewrites\x18* \x01(\v2\x16.shoal.v1.DropRewritesH\x00R\fdropRewrites\x124\n" +
 	"\n" +
-	"mark_state\x18+ \x01(\v2\x13.shoal.v1.MarkStateH\x00R\tmarkState\x120\n" +
+	"mark_state\x18+ \x01(\v2\x13.shoal.v1.MarkStateH\x00R\tmarkState\x12@\n" +
+	"\x0eraise_commands\x18, \x01(\v2\x17.shoal.v1.RaiseCommandsH\x00R\rraiseCommands\x120\n" +
 	"\brelocate\x182 \x01(\v2\x12.shoal.v1.RelocateH\x00R\brelocateB\x04\n" +
 	"\x02op\"\xe5\x01\n" +
 	"\aCommand\x12\x18\n" +
@@ -7404,7 +7466,9 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x05block\x18\x02 \x01(\x04R\x05block\"&\n" +
 	"\fDropRewrites\x12\x16\n" +
 	"\x06chunks\x18\x01 \x03(\x06R\x06chunks\"\v\n" +
-	"\tMarkState\"\x96\x01\n" +
+	"\tMarkState\")\n" +
+	"\rRaiseCommands\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\"\x96\x01\n" +
 	"\vSessionPing\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x06R\asession\x12\x12\n" +
 	"\x04ping\x18\x02 \x01(\x04R\x04ping\x12\x16\n" +
@@ -7678,7 +7742,7 @@ func file_shoalpb_meta_proto_rawDescGZIP() []byte {
 }
 
 var file_shoalpb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
+var file_shoalpb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 96)
 var file_shoalpb_meta_proto_goTypes = []any{
 	(ManageServerRequest_Action)(0), // 0: shoal.v1.ManageServerRequest.Action
 	(StateFix_Kind)(0),              // 1: shoal.v1.StateFix.Kind
@@ -7734,65 +7798,66 @@ var file_shoalpb_meta_proto_goTypes = []any{
 	(*FileBlock)(nil),               // 51: shoal.v1.FileBlock
 	(*DropRewrites)(nil),            // 52: shoal.v1.DropRewrites
 	(*MarkState)(nil),               // 53: shoal.v1.MarkState
-	(*SessionPing)(nil),             // 54: shoal.v1.SessionPing
-	(*RevokeAck)(nil),               // 55: shoal.v1.RevokeAck
-	(*SessionPush)(nil),             // 56: shoal.v1.SessionPush
-	(*Revoke)(nil),                  // 57: shoal.v1.Revoke
-	(*ReadContext)(nil),             // 58: shoal.v1.ReadContext
-	(*LookupRequest)(nil),           // 59: shoal.v1.LookupRequest
-	(*LookupReply)(nil),             // 60: shoal.v1.LookupReply
-	(*GetAttrRequest)(nil),          // 61: shoal.v1.GetAttrRequest
-	(*GetAttrReply)(nil),            // 62: shoal.v1.GetAttrReply
-	(*OpenRequest)(nil),             // 63: shoal.v1.OpenRequest
-	(*ExtentsRequest)(nil),          // 64: shoal.v1.ExtentsRequest
-	(*ExtentsReply)(nil),            // 65: shoal.v1.ExtentsReply
-	(*ReadDirRequest)(nil),          // 66: shoal.v1.ReadDirRequest
-	(*ReadDirReply)(nil),            // 67: shoal.v1.ReadDirReply
-	(*Dirent)(nil),                  // 68: shoal.v1.Dirent
-	(*GetXattrRequest)(nil),         // 69: shoal.v1.GetXattrRequest
-	(*GetXattrReply)(nil),           // 70: shoal.v1.GetXattrReply
-	(*ListXattrRequest)(nil),        // 71: shoal.v1.ListXattrRequest
-	(*ListXattrReply)(nil),          // 72: shoal.v1.ListXattrReply
-	(*StatFSRequest)(nil),           // 73: shoal.v1.StatFSRequest
-	(*StatFSReply)(nil),             // 74: shoal.v1.StatFSReply
-	(*ServersRequest)(nil),          // 75: shoal.v1.ServersRequest
-	(*ServersReply)(nil),            // 76: shoal.v1.ServersReply
-	(*StatusRequest)(nil),           // 77: shoal.v1.StatusRequest
-	(*StatusReply)(nil),             // 78: shoal.v1.StatusReply
-	(*Rewriting)(nil),               // 79: shoal.v1.Rewriting
-	(*Redundancy)(nil),              // 80: shoal.v1.Redundancy
-	(*MetaMember)(nil),              // 81: shoal.v1.MetaMember
-	(*ReportServerRequest)(nil),     // 82: shoal.v1.ReportServerRequest
-	(*ReportServerReply)(nil),       // 83: shoal.v1.ReportServerReply
-	(*RegisterRequest)(nil),         // 84: shoal.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 85: shoal.v1.RegisterReply
-	(*HeartbeatRequest)(nil),        // 86: shoal.v1.HeartbeatRequest
-	(*ChunkReport)(nil),             // 87: shoal.v1.ChunkReport
-	(*HeartbeatReply)(nil),          // 88: shoal.v1.HeartbeatReply
-	(*CopyOrder)(nil),               // 89: shoal.v1.CopyOrder
-	(*SourceRange)(nil),             // 90: shoal.v1.SourceRange
-	(*CopyResult)(nil),              // 91: shoal.v1.CopyResult
-	(*ScrubProgress)(nil),           // 92: shoal.v1.ScrubProgress
-	(*StateRequest)(nil),            // 93: shoal.v1.StateRequest
-	(*StateReply)(nil),              // 94: shoal.v1.StateReply
-	(*PeerBytes)(nil),               // 95: shoal.v1.PeerBytes
-	nil,                             // 96: shoal.v1.RegisterServer.DomainEntry
-	nil,                             // 97: shoal.v1.RegisterRequest.DomainEntry
-	(*Cred)(nil),                    // 98: shoal.v1.Cred
-	(*Attr)(nil),                    // 99: shoal.v1.Attr
-	(*Extent)(nil),                  // 100: shoal.v1.Extent
-	(*Layout)(nil),                  // 101: shoal.v1.Layout
-	(*ServerInfo)(nil),              // 102: shoal.v1.ServerInfo
-	(*ChunkInfo)(nil),               // 103: shoal.v1.ChunkInfo
-	(*DiskInfo)(nil),                // 104: shoal.v1.DiskInfo
+	(*RaiseCommands)(nil),           // 54: shoal.v1.RaiseCommands
+	(*SessionPing)(nil),             // 55: shoal.v1.SessionPing
+	(*RevokeAck)(nil),               // 56: shoal.v1.RevokeAck
+	(*SessionPush)(nil),             // 57: shoal.v1.SessionPush
+	(*Revoke)(nil),                  // 58: shoal.v1.Revoke
+	(*ReadContext)(nil),             // 59: shoal.v1.ReadContext
+	(*LookupRequest)(nil),           // 60: shoal.v1.LookupRequest
+	(*LookupReply)(nil),             // 61: shoal.v1.LookupReply
+	(*GetAttrRequest)(nil),          // 62: shoal.v1.GetAttrRequest
+	(*GetAttrReply)(nil),            // 63: shoal.v1.GetAttrReply
+	(*OpenRequest)(nil),             // 64: shoal.v1.OpenRequest
+	(*ExtentsRequest)(nil),          // 65: shoal.v1.ExtentsRequest
+	(*ExtentsReply)(nil),            // 66: shoal.v1.ExtentsReply
+	(*ReadDirRequest)(nil),          // 67: shoal.v1.ReadDirRequest
+	(*ReadDirReply)(nil),            // 68: shoal.v1.ReadDirReply
+	(*Dirent)(nil),                  // 69: shoal.v1.Dirent
+	(*GetXattrRequest)(nil),         // 70: shoal.v1.GetXattrRequest
+	(*GetXattrReply)(nil),           // 71: shoal.v1.GetXattrReply
+	(*ListXattrRequest)(nil),        // 72: shoal.v1.ListXattrRequest
+	(*ListXattrReply)(nil),          // 73: shoal.v1.ListXattrReply
+	(*StatFSRequest)(nil),           // 74: shoal.v1.StatFSRequest
+	(*StatFSReply)(nil),             // 75: shoal.v1.StatFSReply
+	(*ServersRequest)(nil),          // 76: shoal.v1.ServersRequest
+	(*ServersReply)(nil),            // 77: shoal.v1.ServersReply
+	(*StatusRequest)(nil),           // 78: shoal.v1.StatusRequest
+	(*StatusReply)(nil),             // 79: shoal.v1.StatusReply
+	(*Rewriting)(nil),               // 80: shoal.v1.Rewriting
+	(*Redundancy)(nil),              // 81: shoal.v1.Redundancy
+	(*MetaMember)(nil),              // 82: shoal.v1.MetaMember
+	(*ReportServerRequest)(nil),     // 83: shoal.v1.ReportServerRequest
+	(*ReportServerReply)(nil),       // 84: shoal.v1.ReportServerReply
+	(*RegisterRequest)(nil),         // 85: shoal.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 86: shoal.v1.RegisterReply
+	(*HeartbeatRequest)(nil),        // 87: shoal.v1.HeartbeatRequest
+	(*ChunkReport)(nil),             // 88: shoal.v1.ChunkReport
+	(*HeartbeatReply)(nil),          // 89: shoal.v1.HeartbeatReply
+	(*CopyOrder)(nil),               // 90: shoal.v1.CopyOrder
+	(*SourceRange)(nil),             // 91: shoal.v1.SourceRange
+	(*CopyResult)(nil),              // 92: shoal.v1.CopyResult
+	(*ScrubProgress)(nil),           // 93: shoal.v1.ScrubProgress
+	(*StateRequest)(nil),            // 94: shoal.v1.StateRequest
+	(*StateReply)(nil),              // 95: shoal.v1.StateReply
+	(*PeerBytes)(nil),               // 96: shoal.v1.PeerBytes
+	nil,                             // 97: shoal.v1.RegisterServer.DomainEntry
+	nil,                             // 98: shoal.v1.RegisterRequest.DomainEntry
+	(*Cred)(nil),                    // 99: shoal.v1.Cred
+	(*Attr)(nil),                    // 100: shoal.v1.Attr
+	(*Extent)(nil),                  // 101: shoal.v1.Extent
+	(*Layout)(nil),                  // 102: shoal.v1.Layout
+	(*ServerInfo)(nil),              // 103: shoal.v1.ServerInfo
+	(*ChunkInfo)(nil),               // 104: shoal.v1.ChunkInfo
+	(*DiskInfo)(nil),                // 105: shoal.v1.DiskInfo
 }
 var file_shoalpb_meta_proto_depIdxs = []int32{
 	0,   // 0: shoal.v1.ManageServerRequest.action:type_name -> shoal.v1.ManageServerRequest.Action
 	7,   // 1: shoal.v1.ScrubReply.servers:type_name -> shoal.v1.ServerScrub
-	92,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
-	98,  // 3: shoal.v1.ApplyPolicyRequest.cred:type_name -> shoal.v1.Cred
+	93,  // 2: shoal.v1.ServerScrub.progress:type_name -> shoal.v1.ScrubProgress
+	99,  // 3: shoal.v1.ApplyPolicyRequest.cred:type_name -> shoal.v1.Cred
 	10,  // 4: shoal.v1.ApplyPolicyReply.files:type_name -> shoal.v1.AppliedPolicy
-	98,  // 5: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
+	99,  // 5: shoal.v1.MutateRequest.cred:type_name -> shoal.v1.Cred
 	14,  // 6: shoal.v1.MutateRequest.op:type_name -> shoal.v1.Op
 	17,  // 7: shoal.v1.Op.make_node:type_name -> shoal.v1.MakeNode
 	18,  // 8: shoal.v1.Op.link:type_name -> shoal.v1.Link
@@ -7822,122 +7887,123 @@ var file_shoalpb_meta_proto_depIdxs = []int32{
 	49,  // 32: shoal.v1.Op.finish_rewrite:type_name -> shoal.v1.FinishRewrite
 	52,  // 33: shoal.v1.Op.drop_rewrites:type_name -> shoal.v1.DropRewrites
 	53,  // 34: shoal.v1.Op.mark_state:type_name -> shoal.v1.MarkState
-	38,  // 35: shoal.v1.Op.relocate:type_name -> shoal.v1.Relocate
-	98,  // 36: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
-	14,  // 37: shoal.v1.Command.op:type_name -> shoal.v1.Op
-	99,  // 38: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
-	99,  // 39: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
-	99,  // 40: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
-	99,  // 41: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
-	28,  // 42: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
-	40,  // 43: shoal.v1.Result.moves:type_name -> shoal.v1.Move
-	100, // 44: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
-	25,  // 45: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
-	101, // 46: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
-	27,  // 47: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
-	101, // 48: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
-	101, // 49: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
-	25,  // 50: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
-	96,  // 51: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
-	101, // 52: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
-	39,  // 53: shoal.v1.Relocate.ranges:type_name -> shoal.v1.RelocatedRange
-	25,  // 54: shoal.v1.Relocate.chunks:type_name -> shoal.v1.ChunkCommit
-	40,  // 55: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
-	40,  // 56: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
-	40,  // 57: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
-	47,  // 58: shoal.v1.RepairState.fixes:type_name -> shoal.v1.StateFix
-	1,   // 59: shoal.v1.StateFix.kind:type_name -> shoal.v1.StateFix.Kind
-	2,   // 60: shoal.v1.StateFix.sum:type_name -> shoal.v1.StateFix.Sum
-	101, // 61: shoal.v1.StartRewrite.layout:type_name -> shoal.v1.Layout
-	27,  // 62: shoal.v1.StartRewrite.candidates:type_name -> shoal.v1.Candidate
-	50,  // 63: shoal.v1.FinishRewrite.ranges:type_name -> shoal.v1.RewriteRange
-	51,  // 64: shoal.v1.FinishRewrite.blocks:type_name -> shoal.v1.FileBlock
-	55,  // 65: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
-	57,  // 66: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
-	102, // 67: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
-	98,  // 68: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
-	58,  // 69: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
-	99,  // 70: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
-	99,  // 71: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
-	58,  // 72: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
-	99,  // 73: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
-	58,  // 74: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
-	58,  // 75: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
-	99,  // 76: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
-	100, // 77: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
-	103, // 78: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
-	58,  // 79: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
-	68,  // 80: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
-	99,  // 81: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
-	99,  // 82: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
-	58,  // 83: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	58,  // 84: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
-	102, // 85: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
-	81,  // 86: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
-	102, // 87: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
-	74,  // 88: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
-	101, // 89: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
-	80,  // 90: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
-	101, // 91: shoal.v1.StatusReply.default_layout:type_name -> shoal.v1.Layout
-	79,  // 92: shoal.v1.StatusReply.rewriting:type_name -> shoal.v1.Rewriting
-	97,  // 93: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
-	104, // 94: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
-	87,  // 95: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
-	91,  // 96: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
-	92,  // 97: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
-	89,  // 98: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
-	103, // 99: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
-	102, // 100: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
-	101, // 101: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
-	103, // 102: shoal.v1.CopyOrder.sources:type_name -> shoal.v1.ChunkInfo
-	90,  // 103: shoal.v1.CopyOrder.ranges:type_name -> shoal.v1.SourceRange
-	13,  // 104: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
-	54,  // 105: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
-	59,  // 106: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
-	61,  // 107: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
-	63,  // 108: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
-	64,  // 109: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
-	66,  // 110: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
-	69,  // 111: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
-	71,  // 112: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
-	73,  // 113: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
-	75,  // 114: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
-	77,  // 115: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
-	82,  // 116: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
-	3,   // 117: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
-	5,   // 118: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
-	8,   // 119: shoal.v1.Meta.ApplyPolicy:input_type -> shoal.v1.ApplyPolicyRequest
-	11,  // 120: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
-	84,  // 121: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
-	86,  // 122: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
-	95,  // 123: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
-	93,  // 124: shoal.v1.Peer.State:input_type -> shoal.v1.StateRequest
-	16,  // 125: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
-	56,  // 126: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
-	60,  // 127: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
-	62,  // 128: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
-	65,  // 129: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
-	65,  // 130: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
-	67,  // 131: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
-	70,  // 132: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
-	72,  // 133: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
-	74,  // 134: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
-	76,  // 135: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
-	78,  // 136: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
-	83,  // 137: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
-	4,   // 138: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
-	6,   // 139: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
-	9,   // 140: shoal.v1.Meta.ApplyPolicy:output_type -> shoal.v1.ApplyPolicyReply
-	12,  // 141: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
-	85,  // 142: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
-	88,  // 143: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
-	95,  // 144: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
-	94,  // 145: shoal.v1.Peer.State:output_type -> shoal.v1.StateReply
-	125, // [125:146] is the sub-list for method output_type
-	104, // [104:125] is the sub-list for method input_type
-	104, // [104:104] is the sub-list for extension type_name
-	104, // [104:104] is the sub-list for extension extendee
-	0,   // [0:104] is the sub-list for field type_name
+	54,  // 35: shoal.v1.Op.raise_commands:type_name -> shoal.v1.RaiseCommands
+	38,  // 36: shoal.v1.Op.relocate:type_name -> shoal.v1.Relocate
+	99,  // 37: shoal.v1.Command.cred:type_name -> shoal.v1.Cred
+	14,  // 38: shoal.v1.Command.op:type_name -> shoal.v1.Op
+	100, // 39: shoal.v1.Result.attr:type_name -> shoal.v1.Attr
+	100, // 40: shoal.v1.Result.parent:type_name -> shoal.v1.Attr
+	100, // 41: shoal.v1.Result.parent2:type_name -> shoal.v1.Attr
+	100, // 42: shoal.v1.Result.replaced:type_name -> shoal.v1.Attr
+	28,  // 43: shoal.v1.Result.chunks:type_name -> shoal.v1.AllocatedChunk
+	40,  // 44: shoal.v1.Result.moves:type_name -> shoal.v1.Move
+	101, // 45: shoal.v1.Commit.extents:type_name -> shoal.v1.Extent
+	25,  // 46: shoal.v1.Commit.chunks:type_name -> shoal.v1.ChunkCommit
+	102, // 47: shoal.v1.AllocChunks.want:type_name -> shoal.v1.Layout
+	27,  // 48: shoal.v1.AllocChunks.candidates:type_name -> shoal.v1.Candidate
+	102, // 49: shoal.v1.AllocChunks.layout:type_name -> shoal.v1.Layout
+	102, // 50: shoal.v1.AllocatedChunk.layout:type_name -> shoal.v1.Layout
+	25,  // 51: shoal.v1.SealChunks.chunks:type_name -> shoal.v1.ChunkCommit
+	97,  // 52: shoal.v1.RegisterServer.domain:type_name -> shoal.v1.RegisterServer.DomainEntry
+	102, // 53: shoal.v1.SetLayout.layout:type_name -> shoal.v1.Layout
+	39,  // 54: shoal.v1.Relocate.ranges:type_name -> shoal.v1.RelocatedRange
+	25,  // 55: shoal.v1.Relocate.chunks:type_name -> shoal.v1.ChunkCommit
+	40,  // 56: shoal.v1.StartMoves.moves:type_name -> shoal.v1.Move
+	40,  // 57: shoal.v1.FinishMoves.done:type_name -> shoal.v1.Move
+	40,  // 58: shoal.v1.FinishMoves.failed:type_name -> shoal.v1.Move
+	47,  // 59: shoal.v1.RepairState.fixes:type_name -> shoal.v1.StateFix
+	1,   // 60: shoal.v1.StateFix.kind:type_name -> shoal.v1.StateFix.Kind
+	2,   // 61: shoal.v1.StateFix.sum:type_name -> shoal.v1.StateFix.Sum
+	102, // 62: shoal.v1.StartRewrite.layout:type_name -> shoal.v1.Layout
+	27,  // 63: shoal.v1.StartRewrite.candidates:type_name -> shoal.v1.Candidate
+	50,  // 64: shoal.v1.FinishRewrite.ranges:type_name -> shoal.v1.RewriteRange
+	51,  // 65: shoal.v1.FinishRewrite.blocks:type_name -> shoal.v1.FileBlock
+	56,  // 66: shoal.v1.SessionPing.acks:type_name -> shoal.v1.RevokeAck
+	58,  // 67: shoal.v1.SessionPush.revokes:type_name -> shoal.v1.Revoke
+	103, // 68: shoal.v1.SessionPush.servers:type_name -> shoal.v1.ServerInfo
+	99,  // 69: shoal.v1.ReadContext.cred:type_name -> shoal.v1.Cred
+	59,  // 70: shoal.v1.LookupRequest.ctx:type_name -> shoal.v1.ReadContext
+	100, // 71: shoal.v1.LookupReply.attr:type_name -> shoal.v1.Attr
+	100, // 72: shoal.v1.LookupReply.parent:type_name -> shoal.v1.Attr
+	59,  // 73: shoal.v1.GetAttrRequest.ctx:type_name -> shoal.v1.ReadContext
+	100, // 74: shoal.v1.GetAttrReply.attr:type_name -> shoal.v1.Attr
+	59,  // 75: shoal.v1.OpenRequest.ctx:type_name -> shoal.v1.ReadContext
+	59,  // 76: shoal.v1.ExtentsRequest.ctx:type_name -> shoal.v1.ReadContext
+	100, // 77: shoal.v1.ExtentsReply.attr:type_name -> shoal.v1.Attr
+	101, // 78: shoal.v1.ExtentsReply.extents:type_name -> shoal.v1.Extent
+	104, // 79: shoal.v1.ExtentsReply.chunks:type_name -> shoal.v1.ChunkInfo
+	59,  // 80: shoal.v1.ReadDirRequest.ctx:type_name -> shoal.v1.ReadContext
+	69,  // 81: shoal.v1.ReadDirReply.entries:type_name -> shoal.v1.Dirent
+	100, // 82: shoal.v1.ReadDirReply.attr:type_name -> shoal.v1.Attr
+	100, // 83: shoal.v1.Dirent.attr:type_name -> shoal.v1.Attr
+	59,  // 84: shoal.v1.GetXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	59,  // 85: shoal.v1.ListXattrRequest.ctx:type_name -> shoal.v1.ReadContext
+	103, // 86: shoal.v1.ServersReply.servers:type_name -> shoal.v1.ServerInfo
+	82,  // 87: shoal.v1.StatusReply.metaservers:type_name -> shoal.v1.MetaMember
+	103, // 88: shoal.v1.StatusReply.servers:type_name -> shoal.v1.ServerInfo
+	75,  // 89: shoal.v1.StatusReply.space:type_name -> shoal.v1.StatFSReply
+	102, // 90: shoal.v1.StatusReply.layout:type_name -> shoal.v1.Layout
+	81,  // 91: shoal.v1.StatusReply.redundancy:type_name -> shoal.v1.Redundancy
+	102, // 92: shoal.v1.StatusReply.default_layout:type_name -> shoal.v1.Layout
+	80,  // 93: shoal.v1.StatusReply.rewriting:type_name -> shoal.v1.Rewriting
+	98,  // 94: shoal.v1.RegisterRequest.domain:type_name -> shoal.v1.RegisterRequest.DomainEntry
+	105, // 95: shoal.v1.HeartbeatRequest.disks:type_name -> shoal.v1.DiskInfo
+	88,  // 96: shoal.v1.HeartbeatRequest.inventory:type_name -> shoal.v1.ChunkReport
+	92,  // 97: shoal.v1.HeartbeatRequest.copied:type_name -> shoal.v1.CopyResult
+	93,  // 98: shoal.v1.HeartbeatRequest.scrub:type_name -> shoal.v1.ScrubProgress
+	90,  // 99: shoal.v1.HeartbeatReply.copies:type_name -> shoal.v1.CopyOrder
+	104, // 100: shoal.v1.CopyOrder.source:type_name -> shoal.v1.ChunkInfo
+	103, // 101: shoal.v1.CopyOrder.servers:type_name -> shoal.v1.ServerInfo
+	102, // 102: shoal.v1.CopyOrder.layout:type_name -> shoal.v1.Layout
+	104, // 103: shoal.v1.CopyOrder.sources:type_name -> shoal.v1.ChunkInfo
+	91,  // 104: shoal.v1.CopyOrder.ranges:type_name -> shoal.v1.SourceRange
+	13,  // 105: shoal.v1.Meta.Mutate:input_type -> shoal.v1.MutateRequest
+	55,  // 106: shoal.v1.Meta.Session:input_type -> shoal.v1.SessionPing
+	60,  // 107: shoal.v1.Meta.Lookup:input_type -> shoal.v1.LookupRequest
+	62,  // 108: shoal.v1.Meta.GetAttr:input_type -> shoal.v1.GetAttrRequest
+	64,  // 109: shoal.v1.Meta.Open:input_type -> shoal.v1.OpenRequest
+	65,  // 110: shoal.v1.Meta.Extents:input_type -> shoal.v1.ExtentsRequest
+	67,  // 111: shoal.v1.Meta.ReadDir:input_type -> shoal.v1.ReadDirRequest
+	70,  // 112: shoal.v1.Meta.GetXattr:input_type -> shoal.v1.GetXattrRequest
+	72,  // 113: shoal.v1.Meta.ListXattr:input_type -> shoal.v1.ListXattrRequest
+	74,  // 114: shoal.v1.Meta.StatFS:input_type -> shoal.v1.StatFSRequest
+	76,  // 115: shoal.v1.Meta.Servers:input_type -> shoal.v1.ServersRequest
+	78,  // 116: shoal.v1.Meta.Status:input_type -> shoal.v1.StatusRequest
+	83,  // 117: shoal.v1.Meta.ReportServer:input_type -> shoal.v1.ReportServerRequest
+	3,   // 118: shoal.v1.Meta.ManageServer:input_type -> shoal.v1.ManageServerRequest
+	5,   // 119: shoal.v1.Meta.Scrub:input_type -> shoal.v1.ScrubRequest
+	8,   // 120: shoal.v1.Meta.ApplyPolicy:input_type -> shoal.v1.ApplyPolicyRequest
+	11,  // 121: shoal.v1.Meta.Fsck:input_type -> shoal.v1.FsckRequest
+	85,  // 122: shoal.v1.Registry.Register:input_type -> shoal.v1.RegisterRequest
+	87,  // 123: shoal.v1.Registry.Heartbeat:input_type -> shoal.v1.HeartbeatRequest
+	96,  // 124: shoal.v1.Peer.Connect:input_type -> shoal.v1.PeerBytes
+	94,  // 125: shoal.v1.Peer.State:input_type -> shoal.v1.StateRequest
+	16,  // 126: shoal.v1.Meta.Mutate:output_type -> shoal.v1.Result
+	57,  // 127: shoal.v1.Meta.Session:output_type -> shoal.v1.SessionPush
+	61,  // 128: shoal.v1.Meta.Lookup:output_type -> shoal.v1.LookupReply
+	63,  // 129: shoal.v1.Meta.GetAttr:output_type -> shoal.v1.GetAttrReply
+	66,  // 130: shoal.v1.Meta.Open:output_type -> shoal.v1.ExtentsReply
+	66,  // 131: shoal.v1.Meta.Extents:output_type -> shoal.v1.ExtentsReply
+	68,  // 132: shoal.v1.Meta.ReadDir:output_type -> shoal.v1.ReadDirReply
+	71,  // 133: shoal.v1.Meta.GetXattr:output_type -> shoal.v1.GetXattrReply
+	73,  // 134: shoal.v1.Meta.ListXattr:output_type -> shoal.v1.ListXattrReply
+	75,  // 135: shoal.v1.Meta.StatFS:output_type -> shoal.v1.StatFSReply
+	77,  // 136: shoal.v1.Meta.Servers:output_type -> shoal.v1.ServersReply
+	79,  // 137: shoal.v1.Meta.Status:output_type -> shoal.v1.StatusReply
+	84,  // 138: shoal.v1.Meta.ReportServer:output_type -> shoal.v1.ReportServerReply
+	4,   // 139: shoal.v1.Meta.ManageServer:output_type -> shoal.v1.ManageServerReply
+	6,   // 140: shoal.v1.Meta.Scrub:output_type -> shoal.v1.ScrubReply
+	9,   // 141: shoal.v1.Meta.ApplyPolicy:output_type -> shoal.v1.ApplyPolicyReply
+	12,  // 142: shoal.v1.Meta.Fsck:output_type -> shoal.v1.FsckReply
+	86,  // 143: shoal.v1.Registry.Register:output_type -> shoal.v1.RegisterReply
+	89,  // 144: shoal.v1.Registry.Heartbeat:output_type -> shoal.v1.HeartbeatReply
+	96,  // 145: shoal.v1.Peer.Connect:output_type -> shoal.v1.PeerBytes
+	95,  // 146: shoal.v1.Peer.State:output_type -> shoal.v1.StateReply
+	126, // [126:147] is the sub-list for method output_type
+	105, // [105:126] is the sub-list for method input_type
+	105, // [105:105] is the sub-list for extension type_name
+	105, // [105:105] is the sub-list for extension extendee
+	0,   // [0:105] is the sub-list for field type_name
 }
 
 func init() { file_shoalpb_meta_proto_init() }
@@ -7975,6 +8041,7 @@ func file_shoalpb_meta_proto_init() {
 		(*Op_FinishRewrite)(nil),
 		(*Op_DropRewrites)(nil),
 		(*Op_MarkState)(nil),
+		(*Op_RaiseCommands)(nil),
 		(*Op_Relocate)(nil),
 	}
 	file_shoalpb_meta_proto_msgTypes[18].OneofWrappers = []any{}
@@ -7984,7 +8051,7 @@ func file_shoalpb_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shoalpb_meta_proto_rawDesc), len(file_shoalpb_meta_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   95,
+			NumMessages:   96,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
