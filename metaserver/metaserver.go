@@ -135,7 +135,14 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.running.Done()
 
 	s.log.Info("metaserver serves", "address", s.rpc.Address(), "advertised", s.cfg.Advertise, "dir", s.cfg.Dir, "applied", s.db.Applied())
-	g, ctx := errgroup.WithContext(ctx)
+	// Who is told to stop leads no more before it stops serving, so that clients hear at once who does.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	defer context.AfterFunc(ctx, func() {
+		s.node.StepDown()
+		stop()
+	})()
+	g, ctx := errgroup.WithContext(serving)
 	g.Go(s.rpc.Serve)
 	g.Go(func() error { return s.watch(ctx) })
 	g.Go(func() error { return s.follow(ctx) })

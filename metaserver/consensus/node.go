@@ -255,17 +255,24 @@ func (n *Node) HandOver(id uint64) error {
 	return fmt.Errorf("consensus: metaserver %d is no member", id)
 }
 
+// StepDown hands the leadership over if this node has it and there is somebody to take it. It returns when that is done, or was tried for
+// about as long as an election takes.
+func (n *Node) StepDown() {
+	if n.raft.State() != raft.Leader || n.voters() < 2 {
+		return
+	}
+	if err := n.raft.LeadershipTransfer().Error(); err != nil {
+		n.log.Debug("could not hand the leadership over; the others elect a leader themselves", "error", err)
+	}
+}
+
 // leave ends this node's part in the group, once: what was proposed is answered, the leadership is handed over if there is
 // somebody to take it, and raft ends.
 func (n *Node) leave() {
 	n.leaveOnce.Do(func() {
 		n.complaints.over.Store(true)
 		n.proposals.close() // raft would leave them unanswered
-		if n.raft.State() == raft.Leader && n.voters() > 1 {
-			if err := n.raft.LeadershipTransfer().Error(); err != nil {
-				n.log.Debug("could not hand the leadership over; the others elect a leader themselves", "error", err)
-			}
-		}
+		n.StepDown()
 		f := n.raft.Shutdown()
 		// Before the wait: raft's goroutines may be waiting for answers of others. Not the layer alone: raft would complain of a
 		// listener that fails.

@@ -606,3 +606,30 @@ func TestCloseAnswersEveryProposal(t *testing.T) {
 		t.Error("a closed node serves reads")
 	}
 }
+
+// TestCloseHandsOver: nobody stands for election by himself for an hour, so another member leads only because the one that leaves asked it to.
+func TestCloseHandsOver(t *testing.T) {
+	g := newGroup(t, 3, false, nil)
+	m := g.leader()
+	g.propose("before")
+	for _, other := range g.members {
+		conf := other.raft.ReloadableConfig()
+		conf.HeartbeatTimeout, conf.ElectionTimeout = time.Hour, time.Hour
+		if err := other.raft.ReloadConfig(conf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.stop(m.id)
+	g.propose("after", m.id)
+}
+
+// TestStepDownAlone: there is nobody to take it, and it leads on.
+func TestStepDownAlone(t *testing.T) {
+	g := newGroup(t, 1, false, nil)
+	m := g.leader()
+	m.StepDown()
+	g.propose("after")
+	if !m.IsLeader() {
+		t.Error("it does not lead any more")
+	}
+}

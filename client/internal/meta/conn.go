@@ -22,6 +22,8 @@ const (
 	maxAttempt  = 15 * time.Second // after which a call is made again although the leader lives
 	minBackoff  = 20 * time.Millisecond
 	maxBackoff  = time.Second
+	soonBackoff = 100 * time.Millisecond // at most, for as long as an election may take
+	soon        = 5 * time.Second
 	maxHops     = 3  // hints followed one after another before they are doubted
 	maxMembers  = 64 // addresses remembered
 	maxInternal = 5  // answers "internal error" before the caller gets it
@@ -167,6 +169,9 @@ func (c *conn) leave(t *target, err error) {
 		wait = min(minBackoff<<min(c.fails, 10), maxBackoff)
 		if n := len(c.seeds) + len(c.members); c.fails < n-1 {
 			wait = minBackoff // first go round once
+		}
+		if c.since.IsZero() || time.Since(c.since) < soon {
+			wait = min(wait, soonBackoff)
 		}
 		c.fails++
 	}
