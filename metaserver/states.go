@@ -1,7 +1,6 @@
 package metaserver
 
 import (
-	"context"
 	"time"
 
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
@@ -17,10 +16,8 @@ func (l *leader) checkStates() error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(l.ctx, l.s.cfg.StateCheckEvery)
-	defer cancel()
 	began := time.Now()
-	agreed, wrong, err := l.s.node.CompareStates(ctx, res.Index)
+	agreed, wrong, err := l.s.node.CompareStates(l.ctx, res.Index, l.s.cfg.StateCheckEvery)
 	if err != nil {
 		problem := err.Error()
 		l.differs.Store(&problem)
