@@ -268,3 +268,31 @@ func TestSilentMember(t *testing.T) {
 	})
 	waitFor(t, "the bad one to leave", func() bool { return g.members[bad].Failure() != nil })
 }
+
+// TestCopyThatIsRefused: a member that must not go on with the copy that it was sent stops, and does not start again with it.
+func TestCopyThatIsRefused(t *testing.T) {
+	g := newGroup(t, 3, false, smallLog)
+	behind := g.members[g.leader().id%3+1]
+	g.stop(behind.id)
+	g.outrun(behind.id)
+	g.truncate()
+	newer := errors.New("it is of a newer version")
+	g.tune = func(c *Config) {
+		smallLog(c)
+		c.Check = func() error {
+			if behind.db.Applied() > maxAppend {
+				return newer
+			}
+			return nil
+		}
+	}
+	g.start(behind.id)
+	waitFor(t, "the member to refuse the copy", func() bool { return behind.Failure() != nil })
+	if err := behind.Failure(); !errors.Is(err, newer) {
+		t.Error(err)
+	}
+	g.stop(behind.id)
+	if err := g.tryStart(behind.id); !errors.Is(err, newer) {
+		t.Errorf("it started again: %v", err)
+	}
+}
