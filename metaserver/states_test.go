@@ -53,3 +53,23 @@ func TestSpoiledStateIsFound(t *testing.T) {
 		}
 	}
 }
+
+// TestFailedComparison: that states could not be compared is no problem with the states, and does not hide one that was found.
+func TestFailedComparison(t *testing.T) {
+	s := start(t, Config{}).ready()
+	l := s.lead.Load()
+	if l == nil {
+		t.Fatal("it does not lead")
+	}
+	if err := l.compareStates(1); err == nil {
+		t.Error("a state that was not marked was compared")
+	}
+	if p := l.differs.Load(); p != nil {
+		t.Errorf("a problem: %s", *p)
+	}
+	found := "they differ"
+	l.differs.Store(&found)
+	if err := l.compareStates(1); err == nil || l.differs.Load() != &found {
+		t.Error("a problem that was found is forgotten")
+	}
+}
