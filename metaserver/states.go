@@ -29,8 +29,9 @@ func (l *leader) compareStates(index uint64) error {
 		l.log.Error("metaservers had another state than most and left the group: their logs say what to do", "wrong", wrong, "agree", agreed, "index", index, "error", err)
 	}
 	switch {
-	case err == nil:
+	case err == nil && agreed > len(l.s.node.Members())/2:
 		l.differs.Store(nil)
+	case err == nil: // too few to say that what was found is over
 	case len(wrong) > 0 || errors.Is(err, consensus.ErrUndecided):
 		problem := err.Error()
 		l.differs.Store(&problem)
