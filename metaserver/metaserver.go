@@ -88,9 +88,6 @@ func New(cfg Config) (_ *Server, err error) {
 	if s.db, err = kv.Open(s.dir.file(stateFile), kv.Options{Buckets: namespace.Buckets(), Logger: s.log}); err != nil {
 		return nil, err
 	}
-	if err = s.checkCommands(); err != nil {
-		return nil, err
-	}
 	if err = s.startRaft(); err != nil {
 		return nil, err
 	}
@@ -110,7 +107,7 @@ func (s *Server) startRaft() error {
 	}
 	node, err := consensus.New(consensus.Config{
 		ID: s.cfg.ID, Address: s.cfg.Advertise, Dir: s.cfg.Dir, Peers: peers,
-		DB: s.db, Apply: s.apply, Commands: s.cfg.knows, Pool: s.pool, Cluster: s.cluster, Logger: s.log, Registerer: s.registerer(),
+		DB: s.db, Apply: s.apply, Commands: s.cfg.knows, Check: s.checkCommands, Pool: s.pool, Cluster: s.cluster, Logger: s.log, Registerer: s.registerer(),
 		HeartbeatTimeout: s.cfg.HeartbeatTimeout,
 	})
 	if err != nil {

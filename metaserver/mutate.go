@@ -114,6 +114,9 @@ func (m *mutation) attempt(ctx context.Context) (*pb.Result, error) {
 
 // admit completes the operation as far as it depends on the servers, and says why the leader does not take it.
 func (m *mutation) admit() error {
+	if err := m.l.admit(m.op); err != nil {
+		return err
+	}
 	if err := m.l.s.fits(m.op); err != nil {
 		return err
 	}
@@ -280,9 +283,6 @@ func (m *mutation) propose(ctx context.Context) (*pb.Result, error) {
 		// Won again, perhaps, but as another leadership: who led in between may have granted leases that this mutation did not
 		// wait for.
 		return m.over(ctx, nil, s.notLeader())
-	}
-	if err := m.l.admit(m.op); err != nil {
-		return m.over(ctx, nil, err)
 	}
 	p, err := s.node.Start(ctx, &pb.Command{
 		Version: namespace.VersionOf(m.op), Time: time.Now().UnixNano(),

@@ -1,9 +1,10 @@
 package metaserver
 
 import (
-	"context"
+	"errors"
 	"time"
 
+	"github.com/shoalfs/shoalfs/metaserver/consensus"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
@@ -17,20 +18,27 @@ func (l *leader) checkStates() error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(l.ctx, l.s.cfg.StateCheckEvery)
-	defer cancel()
+	return l.compareStates(res.Index)
+}
+
+// compareStates does so at the index of a mark. That it could not be done says nothing about the states.
+func (l *leader) compareStates(index uint64) error {
 	began := time.Now()
-	agreed, wrong, err := l.s.node.CompareStates(ctx, res.Index)
-	if err != nil {
+	agreed, wrong, err := l.s.node.CompareStates(l.ctx, index, l.s.cfg.StateCheckEvery)
+	if len(wrong) > 0 {
+		l.log.Error("metaservers had another state than most and left the group: their logs say what to do", "wrong", wrong, "agree", agreed, "index", index, "error", err)
+	}
+	switch {
+	case err == nil && agreed > len(l.s.node.Members())/2:
+		l.differs.Store(nil)
+	case err == nil: // too few to say that what was found is over
+	case len(wrong) > 0 || errors.Is(err, consensus.ErrUndecided):
 		problem := err.Error()
 		l.differs.Store(&problem)
 		return err
+	default:
+		return err
 	}
-	l.differs.Store(nil)
-	if len(wrong) > 0 {
-		l.log.Error("metaservers had another state than most and left the group: their logs say what to do", "wrong", wrong, "agree", agreed, "index", res.Index)
-		return nil
-	}
-	l.log.Debug("the metaservers have the same state", "agree", agreed, "index", res.Index, "took", time.Since(began))
+	l.log.Debug("the states of the metaservers were compared", "agree", agreed, "index", index, "took", time.Since(began))
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/shoalfs/shoalfs/metaserver/namespace"
+	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
 // TestSpoiledStateIsFound: a metaserver whose database was changed by something else than the log stops, says why, and the others go on.
@@ -51,5 +52,56 @@ func TestSpoiledStateIsFound(t *testing.T) {
 		if err := all[id].node.Failure(); err != nil {
 			t.Errorf("metaserver %d: %v", id, err)
 		}
+	}
+}
+
+// TestFailedComparison: that states could not be compared is no problem with the states, and does not hide one that was found.
+func TestFailedComparison(t *testing.T) {
+	s := start(t, Config{}).ready()
+	l := s.lead.Load()
+	if l == nil {
+		t.Fatal("it does not lead")
+	}
+	if err := l.compareStates(1); err == nil {
+		t.Error("a state that was not marked was compared")
+	}
+	if p := l.differs.Load(); p != nil {
+		t.Errorf("a problem: %s", *p)
+	}
+	found := "they differ"
+	l.differs.Store(&found)
+	if err := l.compareStates(1); err == nil || l.differs.Load() != &found {
+		t.Error("a problem that was found is forgotten")
+	}
+}
+
+// TestTooFewToCompare: a difference that was found is not over when nobody else answers.
+func TestTooFewToCompare(t *testing.T) {
+	all := group(t, 3, Config{StateCheckEvery: time.Hour})
+	var l *leader
+	var index uint64
+	eventually(t, "a mark is in the log", func() bool {
+		for _, s := range all {
+			if l = s.lead.Load(); l != nil {
+				res, err := l.own(&pb.Op{Op: &pb.Op_MarkState{MarkState: &pb.MarkState{}}})
+				index = res.GetIndex()
+				return err == nil
+			}
+		}
+		return false
+	})
+	again, other := l.s.cfg.ID%3+1, (l.s.cfg.ID+1)%3+1
+	eventually(t, "the mark is applied", func() bool { return all[again].db.Applied() >= index })
+	all[again].stop()
+	cfg := all[again].cfg
+	start(t, Config{ID: again, Listen: cfg.Listen, Peers: cfg.Peers, Dir: cfg.Dir}).ready()
+	all[other].stop()
+	found := "they differ"
+	l.differs.Store(&found)
+	if err := l.compareStates(index); err != nil {
+		t.Log(err)
+	}
+	if l.differs.Load() != &found {
+		t.Error("the difference is forgotten")
 	}
 }

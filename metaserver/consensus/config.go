@@ -26,7 +26,10 @@ type Config struct {
 	Apply func(kv.Txn, uint64, *pb.Command) *pb.Result
 	// Commands is the newest version of commands that Apply knows; 1. A newer one in the log stops the Node.
 	Commands uint32
-	Pool     *rpc.Pool
+	// Check says what is wrong with the database, which stops the Node. It is asked before any command is applied, and after
+	// a copy took the database's place. It may be nil.
+	Check func() error
+	Pool  *rpc.Pool
 	// Cluster returns the id of the cluster that the database belongs to, nil while it is unknown. Members of different
 	// clusters do not talk.
 	Cluster    func() []byte
@@ -76,6 +79,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Cluster == nil {
 		c.Cluster = func() []byte { return nil }
+	}
+	if c.Check == nil {
+		c.Check = func() error { return nil }
 	}
 	if len(c.Peers) == 0 {
 		c.Peers = map[uint64]string{c.ID: c.Address}

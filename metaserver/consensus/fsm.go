@@ -107,6 +107,11 @@ func (f fsm) Restore(r io.ReadCloser) error {
 		}
 		return err
 	}
+	f.n.states.skip(f.n.cfg.DB.Applied())
+	if err := f.n.cfg.Check(); err != nil {
+		f.n.fail(err)
+		return err
+	}
 	if err := f.n.snapshots.settled(); err != nil {
 		f.n.log.Warn("a copy of the database that is not needed any more could not be removed", "error", err)
 	}

@@ -103,6 +103,10 @@ func (n *Node) open() (err error) {
 	if err := n.reconcile(); err != nil {
 		return err
 	}
+	if err := n.cfg.Check(); err != nil {
+		return err
+	}
+	n.states.skip(n.cfg.DB.Applied())
 	peers := addresses{}
 	for id, a := range n.cfg.Peers {
 		peers[serverID(id)] = raft.ServerAddress(a)

@@ -3,18 +3,27 @@ package consensus
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
-// keptMarks is how many marked indexes a member remembers the hash of its state at.
-const keptMarks = 8
+const (
+	// keptMarks is how many marked indexes a member remembers the hash of its state at.
+	keptMarks = 8
+	// verdictPatience is how long a member has to take note that it is wrong.
+	verdictPatience = 5 * time.Second
+)
 
 // states are the hashes of this member's state at marked indexes of the log. All members have the same state at an index, or one of
 // them has a bug, or a disk or memory that changes bits: the leader compares, and whoever differs from most leaves the group
@@ -25,6 +34,7 @@ type states struct {
 
 	mu      sync.Mutex
 	marks   []*mark // ascending
+	skipped uint64  // no index up to here is marked: the database came with them
 	running context.CancelFunc
 	changed chan struct{} // closed at the next change
 }
@@ -80,23 +90,32 @@ func (n *Node) mark(index uint64) {
 	})
 }
 
-// find returns the mark at an index, nil if there is none yet, and what is closed when there is another one.
-func (s *states) find(index uint64) (*mark, <-chan struct{}) {
+// skip says that the database holds the commands up to an index, none of which was applied here.
+func (s *states) skip(index uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.marks, s.skipped = nil, index
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// find returns the mark at an index, nil if there is none yet, up to where there will be none, and what is closed when that changes.
+func (s *states) find(index uint64) (_ *mark, skipped uint64, changed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range s.marks {
 		if m.index == index {
-			return m, s.changed
+			return m, s.skipped, s.changed
 		}
 	}
-	return nil, s.changed
+	return nil, s.skipped, s.changed
 }
 
 // stateAt waits for the hash of the state at a marked index.
 func (n *Node) stateAt(ctx context.Context, index uint64) ([]byte, error) {
 	for {
 		applied := n.AppliedIndex()
-		m, changed := n.states.find(index)
+		m, skipped, changed := n.states.find(index)
 		switch {
 		case m != nil:
 			select {
@@ -107,7 +126,7 @@ func (n *Node) stateAt(ctx context.Context, index uint64) ([]byte, error) {
 			case <-n.failed:
 				return nil, n.cause
 			}
-		case applied > index:
+		case applied > index || index <= skipped:
 			return nil, fmt.Errorf("the state at index %d was not marked here", index)
 		}
 		select {
@@ -126,6 +145,12 @@ func (n *Node) stateAt(ctx context.Context, index uint64) ([]byte, error) {
 func (l *layer) State(ctx context.Context, req *pb.StateRequest) (*pb.StateReply, error) {
 	if err := l.check(req.Cluster); err != nil {
 		return nil, err
+	}
+	switch v := len(req.Verdict); {
+	case v > 0 && v != sha256.Size:
+		return nil, status.Errorf(codes.InvalidArgument, "a verdict of %d bytes", v)
+	case v > 0 && !bytes.Equal(req.Cluster, l.cluster()):
+		return nil, status.Error(codes.InvalidArgument, "a verdict of somebody who does not know the cluster")
 	}
 	n := l.node
 	out := &pb.StateReply{Commands: n.cfg.Commands}
@@ -165,21 +190,23 @@ var ErrUndecided = errors.New("metaservers have different states")
 
 // CompareStates compares the states of all members that can be reached at the index of a MarkState command that this leader has
 // applied. One that differs from most of all members leaves the group, and CompareStates names it; this leader may be the one.
-// It returns how many agreed; ErrUndecided where none of the states is that of most. A member that does not answer until ctx ends is left out.
-func (n *Node) CompareStates(ctx context.Context, index uint64) (agreed int, wrong []uint64, err error) {
+// It returns how many agreed; ErrUndecided where none of the states is that of most. A member that does not answer within patience is left out.
+func (n *Node) CompareStates(ctx context.Context, index uint64, patience time.Duration) (agreed int, wrong []uint64, err error) {
 	if !n.IsLeader() {
 		return 0, nil, n.notLeading()
 	}
-	own, err := n.stateAt(ctx, index)
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	own, err := n.stateAt(asking, index)
 	if err != nil {
 		return 0, nil, fmt.Errorf("consensus: hash the state: %w", err)
 	}
 	sums := map[uint64][]byte{n.cfg.ID: own}
-	for _, a := range n.askState(ctx, &pb.StateRequest{Cluster: n.cfg.Cluster(), Index: index}) {
+	for _, a := range n.askState(asking, &pb.StateRequest{Cluster: n.cfg.Cluster(), Index: index}) {
 		switch {
 		case a.err != nil:
 			n.log.Info("a metaserver's state was not compared", "id", a.id, "index", index, "error", a.err)
-		case len(a.reply.Sum) > 0:
+		case len(a.reply.Sum) == sha256.Size:
 			sums[a.id] = a.reply.Sum
 		}
 	}
@@ -206,7 +233,7 @@ func (n *Node) judge(ctx context.Context, index uint64, sums map[uint64][]byte) 
 	if most == "" {
 		var parts []string
 		for _, sum := range slices.Sorted(maps.Keys(with)) {
-			parts = append(parts, fmt.Sprintf("%v have %x", with[sum], sum[:min(len(sum), 8)]))
+			parts = append(parts, fmt.Sprintf("%v have %x", with[sum], sum[:8]))
 		}
 		return 0, nil, fmt.Errorf("%w at entry %d of the log, and too few answer to tell who is right: %s", ErrUndecided, index, strings.Join(parts, ", "))
 	}
@@ -216,6 +243,8 @@ func (n *Node) judge(ctx context.Context, index uint64, sums map[uint64][]byte) 
 		}
 	}
 	slices.Sort(wrong)
+	ctx, cancel := context.WithTimeout(ctx, verdictPatience)
+	defer cancel()
 	verdict := &pb.StateRequest{Cluster: n.cfg.Cluster(), Index: index, Verdict: []byte(most)}
 	for _, a := range n.askState(ctx, verdict, wrong...) {
 		if a.err != nil {

@@ -25,7 +25,6 @@ const (
 // the file grows by what changes meanwhile, and gives way to whoever has to open the file anew.
 type Frozen struct {
 	db      *DB
-	file    *bolt.DB
 	tx      *bolt.Tx
 	index   uint64
 	release sync.Once
@@ -59,7 +58,7 @@ func (db *DB) freeze() (*Frozen, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Frozen{db: db, file: file, tx: tx, index: db.Applied()}, nil
+	return &Frozen{db: db, tx: tx, index: db.Applied()}, nil
 }
 
 // Index is the log index whose state this is.
@@ -76,22 +75,15 @@ func (f *Frozen) Release() {
 }
 
 // Sum returns the SHA-256 of every key and value of all buckets, and lets go of the state. Two databases that the same commands were
-// applied to have the same one, whatever else differs in their files. It takes a quarter of one processor, fails when somebody else
-// needs the file, and ends with ctx. Pages that make no sense are an error, and stop the database.
+// applied to have the same one, whatever else differs in their files, also when one has empty buckets that the other does not know. It
+// takes a quarter of one processor, fails when somebody else needs the file, and ends with ctx. Pages that make no sense are an error,
+// and stop the database.
 func (f *Frozen) Sum(ctx context.Context) (sum [sha256.Size]byte, err error) {
 	defer f.Release()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		switch r := recover().(type) {
-		case nil:
-		case damage:
-			f.db.fail(r.err)
-			f.db.mu.Lock()
-			f.db.room.Broadcast()
-			f.db.mu.Unlock()
-			err = f.db.Failure()
-		default:
-			panic(r)
+		if r := recover(); r != nil { // bbolt trusts its pages, and values are read from them here
+			err = f.failed(fmt.Errorf("%w: %v", errDamaged(f.db.path), r))
 		}
 	}()
 	s := &summing{ctx: ctx, db: f.db, hash: sha256.New(), began: time.Now()}
@@ -100,15 +92,26 @@ func (f *Frozen) Sum(ctx context.Context) (sum [sha256.Size]byte, err error) {
 		if b == nil {
 			return sum, fmt.Errorf("kv: %s: bucket %q is missing", f.db.path, name)
 		}
-		s.bucket(name)
-		c := storedCursor{file: f.file, cursor: b.Cursor()}
-		for c.seek(nil); c.key != nil; c.next() {
-			if err := s.entry(c.key, c.value); err != nil {
+		c := b.Cursor()
+		k, v := c.First()
+		if k != nil {
+			s.bucket(name) // an empty one does not count: a newer version may have more of them
+		}
+		for ; k != nil; k, v = c.Next() {
+			if err := s.entry(k, v); err != nil {
 				return sum, err
 			}
 		}
 	}
 	return [sha256.Size]byte(s.hash.Sum(nil)), nil
+}
+
+// failed stops the database.
+func (f *Frozen) failed(cause error) error {
+	f.db.mu.RLock()
+	defer f.db.mu.RUnlock()
+	f.db.fail(cause)
+	return f.db.Failure()
 }
 
 // summing hashes entries and rests now and then.

@@ -1,11 +1,15 @@
 package kv
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -81,6 +85,79 @@ func TestSumIsOfTheState(t *testing.T) {
 			t.Fatalf("the sum is the same after change %d", i)
 		}
 		want = got
+	}
+}
+
+// TestSumOfMoreBuckets: a newer version, which has another bucket, has the same state as an older one until it puts something there.
+func TestSumOfMoreBuckets(t *testing.T) {
+	older := openTest(t, Options{})
+	newer, err := Open(filepath.Join(t.TempDir(), "db"), Options{Buckets: append(slices.Clone(testBuckets), "newer")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := newer.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, db := range []*DB{older, newer} {
+		put(t, db, 1, "k", "v")
+	}
+	want := sumOf(t, older)
+	if got := sumOf(t, newer); got != want {
+		t.Errorf("sums %x and %x of one state", got, want)
+	}
+	if err := newer.Update(2, func(x Txn) error { x.Put(Bucket(len(testBuckets)), []byte("k"), nil); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got := sumOf(t, newer); got == want {
+		t.Error("what is in the new bucket does not count")
+	}
+}
+
+// TestSumOfADamagedFile: pages that make no sense or cannot be read, also those that only the sum reads, stop the database and not the process.
+func TestSumOfADamagedFile(t *testing.T) {
+	page := int64(os.Getpagesize())
+	garbage := bytes.Repeat([]byte{0xff}, int(page))
+	for _, tc := range []struct {
+		name  string
+		value int
+		spoil func(f *os.File, size int64) error
+	}{
+		{"the end of a value is gone", 1 << 20, func(f *os.File, size int64) error { return f.Truncate(size / 2) }},
+		{"pages are gone", 100, func(f *os.File, _ int64) error { return f.Truncate(3 * page) }},
+		{"pages are garbage", 100, func(f *os.File, size int64) error {
+			for at := 2 * page; at < size; at += page {
+				if _, err := f.WriteAt(garbage, at); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			db := openTest(t, Options{})
+			for i := range uint64(1 << 20 / tc.value) {
+				put(t, db, i+1, fmt.Sprint("key ", i), strings.Repeat("v", tc.value))
+			}
+			f, err := db.Freeze()
+			if err != nil {
+				t.Fatal(err)
+			}
+			file, err := os.OpenFile(db.path, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(tc.spoil(file, f.tx.Size()), file.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Sum(t.Context()); !errors.Is(err, ErrFailed) || !strings.Contains(err.Error(), "is damaged") {
+				t.Errorf("sum: %v", err)
+			}
+			if db.Failure() == nil {
+				t.Error("the database goes on")
+			}
+		})
 	}
 }
 

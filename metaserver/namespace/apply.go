@@ -34,7 +34,9 @@ func VersionOf(op *pb.Op) uint32 {
 		if op.LoseShards.GetDamaged() {
 			return 3
 		}
-	case *pb.Op_MarkState, *pb.Op_RaiseCommands:
+	case *pb.Op_RaiseCommands:
+		return max(4, op.RaiseCommands.GetVersion()) // whoever does not know what is to come stops here
+	case *pb.Op_MarkState:
 		return 4
 	}
 	return 1

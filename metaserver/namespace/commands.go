@@ -2,9 +2,7 @@ package namespace
 
 import (
 	"encoding/binary"
-	"syscall"
 
-	"github.com/shoalfs/shoalfs/internal/fserr"
 	"github.com/shoalfs/shoalfs/metaserver/kv"
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
@@ -28,9 +26,6 @@ func Commands(r kv.Reader) (uint32, error) {
 }
 
 func (x *tx) raiseCommands(op *pb.RaiseCommands) (*pb.Result, error) {
-	if op.Version > CommandVersion {
-		return nil, fserr.New(syscall.EOPNOTSUPP, "command set %d, this version of shoalfs knows %d", op.Version, CommandVersion)
-	}
 	set, err := Commands(x)
 	if err != nil {
 		return nil, err
