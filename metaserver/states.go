@@ -8,6 +8,9 @@ import (
 	pb "github.com/shoalfs/shoalfs/proto/shoalpb"
 )
 
+// checksMissed is how many checks are left out for one that takes long: a new mark would end the hashing of the last one.
+const checksMissed = 6
+
 // checkStates has all metaservers hash their state at one index of the log, and compares. One that differs from most leaves the group.
 func (l *leader) checkStates() error {
 	op := &pb.Op{Op: &pb.Op_MarkState{MarkState: &pb.MarkState{}}}
@@ -24,7 +27,7 @@ func (l *leader) checkStates() error {
 // compareStates does so at the index of a mark. That it could not be done says nothing about the states.
 func (l *leader) compareStates(index uint64) error {
 	began := time.Now()
-	agreed, wrong, err := l.s.node.CompareStates(l.ctx, index, l.s.cfg.StateCheckEvery)
+	agreed, wrong, err := l.s.node.CompareStates(l.ctx, index, checksMissed*l.s.cfg.StateCheckEvery)
 	if len(wrong) > 0 {
 		l.log.Error("metaservers had another state than most and left the group: their logs say what to do", "wrong", wrong, "agree", agreed, "index", index, "error", err)
 	}

@@ -45,6 +45,12 @@ func TestSpoiledStateIsFound(t *testing.T) {
 	if err := again.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "is not that of most") || !strings.Contains(err.Error(), cfg.Dir) {
 		t.Errorf("it ended with %v", err)
 	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "is of no use any more") || !strings.Contains(err.Error(), "is not that of most") {
+		t.Errorf("it starts again: %v", err)
+	}
 	for i := range 20 {
 		c.must(c.do(create("g" + string(rune('a'+i)))))
 	}

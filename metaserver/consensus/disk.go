@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,10 +38,29 @@ func openHome(dir string, id uint64) (_ *home, err error) {
 	if h.lock, err = lockFile(filepath.Join(h.path, "lock")); err != nil {
 		return nil, err
 	}
-	if err := h.identify(id); err != nil {
+	if err := errors.Join(h.identify(id), h.condemned()); err != nil {
 		return nil, errors.Join(err, h.close())
 	}
 	return h, nil
+}
+
+// condemnedFile says why the directory is of no use any more.
+const condemnedFile = "condemned"
+
+// condemn notes, durably, that the directory is of no use any more.
+func (h *home) condemn(cause error) error {
+	return writeFile(filepath.Join(h.path, condemnedFile), []byte(cause.Error()+"\n"))
+}
+
+func (h *home) condemned() error {
+	b, err := os.ReadFile(filepath.Join(h.path, condemnedFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("consensus: %w", err)
+	}
+	return fmt.Errorf("consensus: %s is of no use any more: %.1000s", filepath.Dir(h.path), strings.TrimSpace(string(b)))
 }
 
 func (h *home) logs() string      { return filepath.Join(h.path, "log") }

@@ -26,6 +26,7 @@
 //
 //	lock               held by the process that uses the directory
 //	node               identity, JSON: {"format":1,"id":3}
+//	condemned          why the directory is of no use any more; see states.go
 //	log/               segments and wal-meta.db of raft-wal
 //	snapshots/ID.snap  a snapshot's record; see record
 //	snapshots/ID.data  the copy that came with a snapshot from the leader, until it is in the database; see stream.go

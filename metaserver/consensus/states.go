@@ -153,6 +153,9 @@ func (l *layer) State(ctx context.Context, req *pb.StateRequest) (*pb.StateReply
 		return nil, status.Error(codes.InvalidArgument, "a verdict of somebody who does not know the cluster")
 	}
 	n := l.node
+	if req.Member != n.cfg.ID {
+		return nil, status.Errorf(codes.InvalidArgument, "a question to metaserver %d reached metaserver %d: their addresses are mixed up", req.Member, n.cfg.ID)
+	}
 	out := &pb.StateReply{Commands: n.cfg.Commands}
 	if req.Index == 0 {
 		return out, nil
@@ -162,7 +165,7 @@ func (l *layer) State(ctx context.Context, req *pb.StateRequest) (*pb.StateReply
 		return out, ctx.Err() // that it has none is an answer, too
 	}
 	if len(req.Verdict) > 0 && !bytes.Equal(sum, req.Verdict) {
-		n.fail(differs(req.Index, sum, req.Verdict))
+		n.condemn(differs(req.Index, sum, req.Verdict))
 	}
 	out.Sum = sum
 	return out, nil
@@ -171,6 +174,14 @@ func (l *layer) State(ctx context.Context, req *pb.StateRequest) (*pb.StateReply
 func differs(index uint64, own, most []byte) error {
 	return fmt.Errorf("the state of this metaserver at entry %d of the log (hash %x) is not that of most of them (%x): its disk or memory changed something, "+
 		"or there is a bug, which please report; stop it, move its data directory away, and let it take a copy from the others", index, own, most)
+}
+
+// condemn ends this member's part in the group for good: it does not start with this directory again.
+func (n *Node) condemn(cause error) {
+	if err := n.home.condemn(cause); err != nil {
+		n.log.Error("it could not be noted that the data directory is of no use any more", "error", err)
+	}
+	n.fail(cause)
 }
 
 // Commands returns the newest command set that every member knows. Each is asked; that one does not answer is an error.
@@ -247,12 +258,15 @@ func (n *Node) judge(ctx context.Context, index uint64, sums map[uint64][]byte) 
 	defer cancel()
 	verdict := &pb.StateRequest{Cluster: n.cfg.Cluster(), Index: index, Verdict: []byte(most)}
 	for _, a := range n.askState(ctx, verdict, wrong...) {
-		if a.err != nil {
+		switch {
+		case a.err != nil:
 			err = errors.Join(err, fmt.Errorf("metaserver %d has another state than most, and could not be told: %w", a.id, a.err))
+		case len(a.reply.Sum) == 0:
+			err = errors.Join(err, fmt.Errorf("metaserver %d has another state than most, and has forgotten which: the next comparison tells it", a.id))
 		}
 	}
 	if slices.Contains(wrong, n.cfg.ID) {
-		n.fail(differs(index, sums[n.cfg.ID], []byte(most)))
+		n.condemn(differs(index, sums[n.cfg.ID], []byte(most)))
 	}
 	return len(with[most]), wrong, err
 }
@@ -277,7 +291,9 @@ func (n *Node) askState(ctx context.Context, req *pb.StateRequest, only ...uint6
 		}
 		out = append(out, answer{id: m.Id})
 		a := &out[len(out)-1]
-		wg.Go(func() { a.reply, a.err = n.askMember(ctx, m.Address, req) })
+		wg.Go(func() {
+			a.reply, a.err = n.askMember(ctx, m.Address, &pb.StateRequest{Cluster: req.Cluster, Index: req.Index, Verdict: req.Verdict, Member: m.Id})
+		})
 	}
 	wg.Wait()
 	return out

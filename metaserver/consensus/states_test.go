@@ -174,13 +174,13 @@ func TestStateOfNoMark(t *testing.T) {
 	if sum, err := m.stateAt(t.Context(), index); err == nil {
 		t.Errorf("it was %x", sum)
 	}
-	r, err := m.layer.State(t.Context(), &pb.StateRequest{Index: index, Verdict: make([]byte, 32)})
+	r, err := m.layer.State(t.Context(), &pb.StateRequest{Member: 1, Index: index, Verdict: make([]byte, 32)})
 	if err != nil || len(r.Sum) > 0 || m.Failure() != nil {
 		t.Errorf("%v, %v, %v", r, err, m.Failure())
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := m.layer.State(ctx, &pb.StateRequest{Index: index + 100}); err == nil {
+	if _, err := m.layer.State(ctx, &pb.StateRequest{Member: 1, Index: index + 100}); err == nil {
 		t.Error("a state of the future is known")
 	}
 }
@@ -235,8 +235,12 @@ func TestGarbledVerdict(t *testing.T) {
 		{Cluster: id, Verdict: make([]byte, 33)},
 		{Verdict: make([]byte, 32)},
 		{Cluster: id[1:], Verdict: make([]byte, 32)},
+		{Cluster: id, Verdict: make([]byte, 32), Member: 2},
 	} {
 		req.Index = res.Index
+		if req.Member == 0 {
+			req.Member = 1
+		}
 		if r, err := m.layer.State(t.Context(), req); err == nil || m.Failure() != nil {
 			t.Errorf("%v: %v, %v, %v", req, r, err, m.Failure())
 		}

@@ -19,6 +19,8 @@ const (
 	sumPiece = 1 << 20
 	// sumRest is how many times as long as a piece took the rest after it takes: commands come first.
 	sumRest = 3
+	// maxSumRest bounds it: whoever needs the file waits for it.
+	maxSumRest = 50 * time.Millisecond
 )
 
 // Frozen is the state as it was at one index of the log, while commands go on. It holds a read transaction of the file open, so that
@@ -148,7 +150,7 @@ func (s *summing) rest() error {
 	if s.db.reopening.Load() > 0 {
 		return fmt.Errorf("kv: sum of %s: %w", s.db.path, errGiveWay)
 	}
-	pause := time.NewTimer(sumRest * time.Since(s.began))
+	pause := time.NewTimer(min(sumRest*time.Since(s.began), maxSumRest))
 	defer pause.Stop()
 	select {
 	case <-pause.C:

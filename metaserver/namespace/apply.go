@@ -105,17 +105,36 @@ func (x *tx) applyOnce(cmd *pb.Command) *pb.Result {
 	if res.Mismatch || x.ended {
 		return res
 	}
-	v, err := proto.Marshal(res)
+	v, err := x.encodeResult(res)
 	if err != nil {
-		// Only a message that is not valid UTF-8 cannot be marshalled: the errno is what matters.
-		res.Message = ""
-		if v, err = proto.Marshal(res); err != nil {
-			return x.failed(fserr.New(syscall.EIO, "record a result: %v", err))
-		}
+		return x.failed(fserr.New(syscall.EIO, "record a result: %v", err))
 	}
 	x.Put(bResult, key, v)
 	x.moveWindow(w, cmd.Unanswered)
 	return res
+}
+
+// encodeResult makes the record of a result. Its message is left out, for another version might have other words, and other bytes of the
+// state with them: a retry gets the errno.
+func (x *tx) encodeResult(res *pb.Result) ([]byte, error) {
+	if res.Message == "" {
+		return proto.Marshal(res)
+	}
+	set, err := Commands(x)
+	if err != nil {
+		return nil, err
+	}
+	v, err := proto.Marshal(res)
+	if err == nil && set < wordless {
+		return v, nil
+	}
+	message := res.Message
+	res.Message = ""
+	v, bad := proto.Marshal(res)
+	if err == nil { // else it is not valid UTF-8, and cannot be sent either
+		res.Message = message
+	}
+	return v, bad
 }
 
 // finish completes a result; when the command failed, its writes are dropped.

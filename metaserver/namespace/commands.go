@@ -10,6 +10,9 @@ import (
 // BaseCommands is the command set that every metaserver knows.
 const BaseCommands = 3
 
+// wordless is the command set from which on the records of results have no messages.
+const wordless = 4
+
 // Commands is the newest command set that the log may hold: all metaservers knew it when the cluster began to use it.
 func Commands(r kv.Reader) (uint32, error) {
 	v := r.Get(bState, commandsKey)

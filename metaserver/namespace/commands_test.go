@@ -31,3 +31,27 @@ func TestRaiseCommands(t *testing.T) {
 	w.want(0, w.own(raise(0)))
 	check(CommandVersion)
 }
+
+// TestRecordsHaveNoWords: what a version says of a failure is not part of the state, in which versions must agree. Before all know that, it is.
+func TestRecordsHaveNoWords(t *testing.T) {
+	w := newWorld(t)
+	for _, raised := range []bool{false, true} {
+		if raised {
+			w.want(0, w.own(&pb.Op{Op: &pb.Op_RaiseCommands{RaiseCommands: &pb.RaiseCommands{Version: wordless}}}))
+		}
+		w.seq++
+		cmd := w.command(w.session, root, opAlloc(0))
+		cmd.Sequence, cmd.Unanswered = w.seq, 1
+		res := w.apply(cmd)
+		w.want(syscall.EINVAL, res)
+		if res.Message == "" {
+			t.Error("the caller is not told in words")
+		}
+		again := w.apply(cmd)
+		w.want(syscall.EINVAL, again)
+		if (again.Message == "") != raised || again.Index != res.Index {
+			t.Errorf("raised %v: a retry gets %v", raised, again)
+		}
+	}
+	w.check()
+}

@@ -4143,7 +4143,8 @@ func (x *DropRewrites) GetChunks() []uint64 {
 	return nil
 }
 
-// MarkState changes nothing. Every metaserver hashes its state as this command leaves it, for the leader to compare.
+// MarkState changes nothing but the time of the newest command. Every metaserver hashes its state as this command leaves it, for the
+// leader to compare.
 type MarkState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -6946,6 +6947,7 @@ type StateRequest struct {
 	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`    // of a MarkState; 0: only `commands` is wanted
 	Verdict       []byte                 `protobuf:"bytes,3,opt,name=verdict,proto3" json:"verdict,omitempty"` // 32 bytes: the hash that most members have there
+	Member        uint64                 `protobuf:"varint,4,opt,name=member,proto3" json:"member,omitempty"`  // for whom it is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6999,6 +7001,13 @@ func (x *StateRequest) GetVerdict() []byte {
 		return x.Verdict
 	}
 	return nil
+}
+
+func (x *StateRequest) GetMember() uint64 {
+	if x != nil {
+		return x.Member
+	}
+	return 0
 }
 
 type StateReply struct {
@@ -7692,11 +7701,12 @@ const file_shoalpb_meta_proto_rawDesc = "" +
 	"\x04done\x18\x02 \x01(\x04R\x04done\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x04R\x05total\x12\x14\n" +
 	"\x05found\x18\x04 \x01(\x04R\x05found\x12\x1a\n" +
-	"\bfinished\x18\x05 \x01(\bR\bfinished\"X\n" +
+	"\bfinished\x18\x05 \x01(\bR\bfinished\"p\n" +
 	"\fStateRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x18\n" +
-	"\averdict\x18\x03 \x01(\fR\averdict\":\n" +
+	"\averdict\x18\x03 \x01(\fR\averdict\x12\x16\n" +
+	"\x06member\x18\x04 \x01(\x04R\x06member\":\n" +
 	"\n" +
 	"StateReply\x12\x1a\n" +
 	"\bcommands\x18\x01 \x01(\rR\bcommands\x12\x10\n" +
