@@ -19,12 +19,15 @@ import (
 // root is the directory that all objects are in.
 const root = "/robust"
 
-// plan says how many objects of each kind a generation has, and how often operations are of that kind.
-var plan = []struct {
+// share is how the objects of a kind are used.
+type share struct {
 	kind   model.Kind
-	number int
-	weight int
-}{
+	number int // of objects in a generation
+	weight int // of operations
+}
+
+// plan is what load does. Those of which it is the content that counts are the second half.
+var plan = []share{
 	{model.Directory, 2, 9},
 	{model.Attrs, 1, 3},
 	{model.Register, 2, 4},
@@ -59,7 +62,9 @@ func (o object) record() int {
 // target is an object that is there.
 type target struct {
 	object
-	dir directory // of a Directory
+	made sync.Once
+	err  error     // of that
+	dir  directory // of a Directory
 	// content is held while one of this client's operations is at the content: what was written and not yet synced is seen by the
 	// same client at once, and by others later.
 	content sync.Mutex
@@ -80,31 +85,29 @@ type load struct {
 // target makes an object unless it is there.
 func (l *load) target(o object) (*target, error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	t := l.targets[o.name()]
-	if t != nil {
-		return t, nil
+	if t == nil {
+		t = &target{object: o}
+		l.targets[o.name()] = t
 	}
-	t = &target{object: o}
-	where := root
-	if o.kind == model.Directory {
-		where = o.path()
+	l.mu.Unlock()
+	t.made.Do(func() { t.err = l.prepare(t) })
+	return t, t.err
+}
+
+func (l *load) prepare(t *target) (err error) {
+	if t.kind == model.Directory {
+		t.dir, err = l.sys.Directory(t.path())
+		return err
 	}
-	var err error
-	if t.dir, err = l.sys.Directory(where); err != nil {
-		return nil, err
+	if _, err := l.sys.Directory(root); err != nil {
+		return err
 	}
-	if o.kind != model.Directory {
-		f, err := l.sys.Open(o.path(), os.O_CREATE|os.O_WRONLY)
-		if err == nil {
-			err = f.Close()
-		}
-		if err != nil {
-			return nil, err
-		}
+	f, err := l.sys.Open(t.path(), os.O_CREATE|os.O_WRONLY)
+	if err != nil {
+		return err
 	}
-	l.targets[o.name()] = t
-	return t, nil
+	return f.Close()
 }
 
 // next is a value that nobody has used.
@@ -163,6 +166,10 @@ func (w *worker) work(ctx context.Context) error {
 
 // choose chooses an object of this generation.
 func (w *worker) choose() object {
+	plan := plan
+	if w.reads() {
+		plan = plan[:2]
+	}
 	sum := 0
 	for _, p := range plan {
 		sum += p.weight

@@ -59,15 +59,28 @@ func (w *worker) do(t *target, in history.Input, do func(context.Context) (histo
 	})
 }
 
-// patience is how long operations that are given up may take at most.
-const patience = 20 * time.Millisecond
+// patience is how long operations that are given up may take at most. Only readers give up in the end what gets no answer:
+// of a change that may or may not be done the model has to try both.
+const (
+	patience = 20 * time.Millisecond
+	readers  = 400 * time.Millisecond
+)
 
 func (w *worker) context() (context.Context, context.CancelFunc) {
-	if w.rng == nil || !w.sys.Cancels() || w.rng.IntN(60) > 0 {
-		return context.Background(), func() {}
+	switch {
+	case w.rng == nil || !w.sys.Cancels():
+	case w.rng.IntN(60) == 0:
+		return context.WithTimeout(context.Background(), time.Duration(w.rng.Int64N(int64(patience))))
+	case w.reads():
+		return context.WithTimeout(context.Background(), readers)
 	}
-	return context.WithTimeout(context.Background(), time.Duration(w.rng.Int64N(int64(patience))))
+	return context.Background(), func() {}
 }
+
+// reads tells whether the worker changes nothing. One of each client does not, so that it goes on asking while those that change
+// something wait for the cluster: it is who may hear something old. The content of files, which others of the client may be at,
+// is not for it.
+func (w *worker) reads() bool { return w.number == 0 && w.sys.Cancels() }
 
 // did is the answer of an operation that says no more than how it ended.
 func did(err error) (history.Output, error) { return history.Output{}, err }
@@ -76,16 +89,23 @@ func (w *worker) name() string { return model.Names[w.rng.IntN(len(model.Names))
 
 // names does an operation of a directory: half of them change something.
 func (w *worker) names(t *target) {
-	switch n := w.rng.IntN(20); {
+	if w.reads() || w.rng.IntN(2) == 0 {
+		w.look(t)
+		return
+	}
+	ops := t.dir.Ops()
+	w.change(t, ops[w.rng.IntN(len(ops))])
+}
+
+// look does an operation of a directory that changes nothing.
+func (w *worker) look(t *target) {
+	switch n := w.rng.IntN(10); {
 	case n < 3:
 		w.list(t)
 	case n < 7:
 		w.lookup(t, w.name(), func(*target, found) {})
-	case n < 10:
-		w.lookup(t, w.name(), w.links)
 	default:
-		ops := t.dir.Ops()
-		w.change(t, ops[w.rng.IntN(len(ops))])
+		w.lookup(t, w.name(), w.links)
 	}
 }
 
@@ -156,15 +176,15 @@ func (w *worker) link(t *target, f found) {
 }
 
 func (w *worker) attrs(t *target) {
-	switch w.rng.IntN(4) {
-	case 0:
+	switch n := w.rng.IntN(4); {
+	case w.reads() || n > 1:
+		w.stat(t)
+	case n == 0:
 		in := history.Input{Op: history.Chmod, Mode: 0o600 | w.rng.Uint32N(0o100)}
 		w.do(t, in, func(ctx context.Context) (history.Output, error) { return did(w.sys.Chmod(ctx, t.path(), in.Mode)) })
-	case 1:
+	default:
 		in := history.Input{Op: history.Truncate, Size: w.rng.Int64N(1 << 20)}
 		w.do(t, in, func(ctx context.Context) (history.Output, error) { return did(w.sys.Truncate(ctx, t.path(), in.Size)) })
-	default:
-		w.stat(t)
 	}
 }
 
