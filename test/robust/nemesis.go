@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -224,19 +225,15 @@ func (n *nemesis) ofCluster() (*wound, error) {
 	return n.unheard(leader), nil
 }
 
-// divide cuts a metaserver from the others, and clients from all but it.
+// divide cuts a metaserver from the others, and clients from all but it. They are refused elsewhere, and so soon come back.
 func (n *nemesis) divide(s *fault.Server, clients []int) error {
 	if err := n.cluster.CutFromMetas(s); err != nil {
 		return err
 	}
-	for _, m := range n.cluster.Metas {
-		if m == s {
-			continue
-		}
-		for _, i := range clients {
-			if err := n.cluster.Net.Cut(m.Host, n.clients[i].host()); err != nil {
-				return err
-			}
+	others := slices.DeleteFunc(fault.Hosts(n.cluster.Metas), func(h *netns.Host) bool { return h == s.Host })
+	for _, i := range clients {
+		if err := n.cluster.Net.Refuse(n.clients[i].host(), others...); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoalfs/shoalfs/internal/testenv"
 )
@@ -167,6 +168,32 @@ func TestCutOneWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := arrives(0, 1, patience); err != nil {
+		t.Errorf("healed: %v", err)
+	}
+}
+
+func TestRefuse(t *testing.T) {
+	n, h := newNetwork(t, Options{}, "a", "b", "c")
+	for _, host := range h {
+		echo(t, host)
+	}
+	for range 2 { // the second time changes nothing
+		if err := n.Refuse(h[0], h[:2]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := reach(h[0], h[1], "hello", patience); !errors.Is(err, unix.EHOSTUNREACH) {
+		t.Errorf("what is refused returned %v", err)
+	}
+	if err := reach(h[0], h[2], "hello", patience); err != nil {
+		t.Errorf("another: %v", err)
+	}
+	for range 2 {
+		if err := n.Heal(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := reach(h[0], h[1], "hello", patience); err != nil {
 		t.Errorf("healed: %v", err)
 	}
 }

@@ -27,6 +27,7 @@ type Network struct {
 	loss     map[*Host]int // per cent, in each direction
 	cut      map[pair]bool
 	oneWay   map[pair]bool // from a to b
+	noRoute  map[pair]bool // from a to b
 	throttle map[*Host]bool
 }
 
@@ -58,7 +59,7 @@ func NewNetwork(opts Options) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{opts: opts, bridge: bridge, loss: map[*Host]int{}, cut: map[pair]bool{}, oneWay: map[pair]bool{}, throttle: map[*Host]bool{}}
+	n := &Network{opts: opts, bridge: bridge, loss: map[*Host]int{}, cut: map[pair]bool{}, oneWay: map[pair]bool{}, noRoute: map[pair]bool{}, throttle: map[*Host]bool{}}
 	if err := bridge.run("link add br0 type bridge\nlink set br0 up\n", "ip", "-batch", "-"); err != nil {
 		n.Close()
 		return nil, err
@@ -134,6 +135,28 @@ func (n *Network) CutOneWay(from *Host, to ...*Host) error {
 	return n.apply()
 }
 
+// Refuse has a host know no way to others, until Heal: connecting to them fails at once, instead of waiting for an answer.
+func (n *Network) Refuse(h *Host, to ...*Host) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, other := range to {
+		p := pair{h, other}
+		if other == h || n.noRoute[p] {
+			continue
+		}
+		if err := p.route("add"); err != nil {
+			return err
+		}
+		n.noRoute[p] = true
+	}
+	return nil
+}
+
+// route adds or deletes that there is no way from a to b.
+func (p pair) route(do string) error {
+	return p.a.run(fmt.Sprintf("route %s unreachable %v/32\n", do, p.b.IP), "ip", "-batch", "-")
+}
+
 // Lose loses so many per cent of the packets that a host sends, and of those sent to it, until Heal.
 func (n *Network) Lose(h *Host, percent int) error {
 	n.mu.Lock()
@@ -162,6 +185,12 @@ func (n *Network) Heal() error {
 	clear(n.cut)
 	clear(n.oneWay)
 	clear(n.loss)
+	for p := range n.noRoute {
+		if err := p.route("del"); err != nil {
+			return err
+		}
+		delete(n.noRoute, p)
+	}
 	for h := range n.throttle {
 		if err := n.bridge.run("qdisc del dev "+h.port+" root\n", "tc", "-batch", "-"); err != nil {
 			return err
