@@ -36,8 +36,8 @@ type wound struct {
 
 // Times of a round.
 const (
-	shortest, longest = time.Second, 5 * time.Second // how long faults last
-	respite           = time.Second                  // at least between rounds
+	shortest, longest = time.Second, 4 * time.Second // how long faults last
+	respite           = 500 * time.Millisecond       // at least between rounds
 )
 
 // round does one fault, or two at once, lets them last, heals all, and waits a moment.

@@ -79,8 +79,8 @@ func (r *result) String() string {
 	for _, op := range sortedKeys(r.done) {
 		done = append(done, fmt.Sprintf("%s %d", op, r.done[op]))
 	}
-	return fmt.Sprintf("%d operations on %d objects, %d changes acknowledged, %d of unknown outcome; the longest took %v (%v)\nsucceeded: %s",
-		r.operations, len(r.objects), r.acknowledged, r.unknown, (r.worst.Return - r.worst.Call).Round(time.Millisecond), &r.worst, strings.Join(done, ", "))
+	return fmt.Sprintf("%d operations on %d objects, %d changes acknowledged, %d of unknown outcome; the longest took %v (%s/%d %s %v)\nsucceeded: %s",
+		r.operations, len(r.objects), r.acknowledged, r.unknown, (r.worst.Return - r.worst.Call).Round(time.Millisecond), r.worst.Client, r.worst.Worker, r.worst.Object, r.worst.Input, strings.Join(done, ", "))
 }
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
@@ -92,7 +92,7 @@ func leaderships(c *fault.Cluster) (n int, err error) {
 		if err != nil {
 			return 0, err
 		}
-		n += strings.Count(string(b), "this metaserver leads")
+		n += strings.Count(string(b), `msg="this metaserver leads"`)
 	}
 	return n, nil
 }
