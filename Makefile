@@ -14,6 +14,11 @@ TESTFLAGS ?=
 FUZZTIME ?= 60s
 BENCH ?= .
 
+# How long make robustness goes on, with how many metaservers, and with which choices: SEED= takes others every time.
+DURATION ?= 30m
+METASERVERS ?= 3
+SEED ?=
+
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +63,11 @@ test: ## vet and test all packages; needs only Go (what needs FUSE or root is sk
 .PHONY: race
 race: ## the same with the race detector (needs a C compiler)
 	$(MAKE) test RACE=1
+
+.PHONY: robustness
+robustness: ## as root: break a cluster under load for DURATION (30m); what clients were told must be linearizable (docs/testing.md)
+	SHOAL_ROBUSTNESS=$(DURATION) SHOAL_METASERVERS=$(METASERVERS) SHOAL_SEED=$(SEED) \
+		$(GO) test $(if $(RACE),-race) -count=1 -timeout 0 -v -run '^TestRobustness$$' ./test/robust
 
 .PHONY: lint
 lint: ## check format, vet, staticcheck, and that proto/ is current

@@ -13,7 +13,7 @@ import (
 func loaded(t *testing.T, o Options) (*Cluster, *Load) {
 	t.Helper()
 	Need(t)
-	o.Binary, o.Metaservers, o.Chunkservers = binary(t), 1, 3
+	o.Binary, o.Metaservers, o.Chunkservers = Binary(t), 1, 3
 	c := Start(t, o)
 	for _, s := range c.Chunks {
 		if s.Disk != nil {

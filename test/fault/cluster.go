@@ -39,10 +39,11 @@ type Cluster struct {
 	Chunks []*Server
 	Mounts []*Mount
 
-	opts    Options
-	console *netns.Host // where commands are run
-	clients []*Client
-	disks   []*faultfs.Disk
+	opts     Options
+	console  *netns.Host // where commands are run
+	clients  []*Client
+	programs []*Program
+	disks    []*faultfs.Disk
 }
 
 // Server is a metaserver or a chunk server.
@@ -56,7 +57,14 @@ type Server struct {
 // Mount is the file system at a directory, served from a host of its own.
 type Mount struct {
 	*Process
-	Dir string
+	Host *netns.Host
+	Dir  string
+}
+
+// Program is the test's own program, on a host of its own, as a client.
+type Program struct {
+	*Process
+	Host *netns.Host
 }
 
 // Need skips a test where no cluster can be made.
@@ -211,15 +219,41 @@ func (c *Cluster) Mount(name string) (*Mount, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
-	m := &Mount{c.process(name, h, c.opts.Binary, "mount", "--memory", "64", "--cache", "1", c.Addresses(), dir), dir}
+	m := &Mount{c.process(name, h, c.opts.Binary, "mount", "--memory", "64", "--cache", "1", c.Addresses(), dir), h, dir}
 	c.Mounts = append(c.Mounts, m)
 	return m, m.Start()
+}
+
+// Program runs the test's own program on a host of its own, with more in its environment, which tells it what to be. It is to
+// print "ready", and to end when its standard input does.
+func (c *Cluster) Program(name string, env ...string) (*Program, error) {
+	h, err := c.Net.AddHost(name)
+	if err != nil {
+		return nil, err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	p := &Program{c.process(name, h, exe), h}
+	p.env = env
+	c.programs = append(c.programs, p)
+	return p, p.Start()
+}
+
+// Again starts a program that has ended, with another environment.
+func (p *Program) Again(env ...string) error {
+	p.env = env
+	return p.Start()
 }
 
 // stop ends the cluster however far it came, and says what its processes had to say if the test failed.
 func (c *Cluster) stop(t testing.TB) {
 	for _, cl := range c.clients {
 		cl.kill()
+	}
+	for _, p := range c.programs {
+		p.kill()
 	}
 	var all []*Process
 	for _, m := range c.Mounts {

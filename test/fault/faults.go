@@ -59,7 +59,10 @@ func (c *Cluster) CutFromClients(s *Server) error {
 		others = append(others, cl.host)
 	}
 	for _, m := range c.Mounts {
-		others = append(others, m.host)
+		others = append(others, m.Host)
+	}
+	for _, p := range c.programs {
+		others = append(others, p.Host)
 	}
 	return c.Net.Cut(s.Host, append(others, c.console)...)
 }

@@ -43,7 +43,7 @@ func TestNothingIsLeftOfAKilledTest(t *testing.T) {
 	Need(t)
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestDoomed$", "-test.v")
 	dir := t.TempDir()
-	cmd.Env = append(os.Environ(), doomedEnv+"=1", "SHOAL_KEEP="+dir, "SHOAL_BINARY="+binary(t), private.Env+"=")
+	cmd.Env = append(os.Environ(), doomedEnv+"=1", "SHOAL_KEEP="+dir, "SHOAL_BINARY="+Binary(t), private.Env+"=")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -128,15 +128,14 @@ func (l *Load) Stop() error {
 		if cl.Killed {
 			return nil
 		}
-		_ = cl.stdin.Close() // the process may have ended by itself
-		if err := cl.Wait("it was to stop"); err != nil {
+		err := cl.Finish()
+		if err != nil && cl.Failed() == nil { // it still runs
 			if h, broken := workload.OpenHistory(cl.Journal); broken == nil {
 				op, since := h.Pending()
 				err = fmt.Errorf("%w\nit is in %s since %v", err, op, since)
 			}
-			return err
 		}
-		return cl.Failed()
+		return err
 	})
 }
 

@@ -70,7 +70,7 @@ func policies(t *testing.T) []string {
 		return list
 	}
 	list := []string{DefaultPolicy}
-	if Has(binary(t), "policy", "set") {
+	if Has(Binary(t), "policy", "set") {
 		list = append(list, "ec=4+2")
 	}
 	return list
@@ -106,7 +106,7 @@ func seed(t *testing.T) uint64 {
 
 func (f *faultCase) test(t *testing.T, policy string, seed uint64, long bool) {
 	o := f.options
-	o.Binary, o.Policy, o.Metaservers = binary(t), policy, max(1, o.Metaservers)
+	o.Binary, o.Policy, o.Metaservers = Binary(t), policy, max(1, o.Metaservers)
 	c := Start(t, o)
 	l, err := c.StartLoad(LoadOptions{Seed: seed, Rate: 2 << 20, Large: 4 << 20})
 	if err != nil {

@@ -105,6 +105,18 @@ func (p *Process) End(sig syscall.Signal) error {
 	return p.Wait(fmt.Sprint(sig))
 }
 
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Finish has a process end that does so when its standard input ends.
+func (p *Process) Finish() error {
+	_ = p.stdin.Close() // the process may have ended by itself
+	if err := p.Wait("it was to stop"); err != nil {
+		return err
+	}
+	return p.Failed()
+}
+
 // Wait waits for the end of the process, which something has caused.
 func (p *Process) Wait(cause string) error {
 	timeout := time.NewTimer(Patience)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoalfs/shoalfs/internal/testenv"
 )
@@ -129,6 +130,72 @@ func TestCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("healed", all)
+}
+
+// TestCutOneWay sends datagrams, which need no answer.
+func TestCutOneWay(t *testing.T) {
+	n, h := newNetwork(t, Options{}, "a", "b")
+	var conns [2]net.PacketConn
+	for i := range h {
+		if err := h[i].Do(func() (err error) {
+			conns[i], err = net.ListenPacket("udp4", net.JoinHostPort(h[i].IP.String(), "7"))
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conns[i].Close() }() // nothing is left in it
+	}
+	arrives := func(from, to int, within time.Duration) error {
+		if _, err := conns[from].WriteTo([]byte("hello"), conns[to].LocalAddr()); err != nil {
+			t.Fatal(err)
+		}
+		if err := conns[to].SetReadDeadline(time.Now().Add(within)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := conns[to].ReadFrom(make([]byte, 10))
+		return err
+	}
+	if err := n.CutOneWay(h[0], h...); err != nil {
+		t.Fatal(err)
+	}
+	if arrives(0, 1, soon) == nil {
+		t.Error("something came through against the cut")
+	}
+	if err := arrives(1, 0, patience); err != nil {
+		t.Errorf("the other way: %v", err)
+	}
+	if err := n.Heal(); err != nil {
+		t.Fatal(err)
+	}
+	if err := arrives(0, 1, patience); err != nil {
+		t.Errorf("healed: %v", err)
+	}
+}
+
+func TestRefuse(t *testing.T) {
+	n, h := newNetwork(t, Options{}, "a", "b", "c")
+	for _, host := range h {
+		echo(t, host)
+	}
+	for range 2 { // the second time changes nothing
+		if err := n.Refuse(h[0], h[:2]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := reach(h[0], h[1], "hello", patience); !errors.Is(err, unix.EHOSTUNREACH) {
+		t.Errorf("what is refused returned %v", err)
+	}
+	if err := reach(h[0], h[2], "hello", patience); err != nil {
+		t.Errorf("another: %v", err)
+	}
+	for range 2 {
+		if err := n.Heal(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := reach(h[0], h[1], "hello", patience); err != nil {
+		t.Errorf("healed: %v", err)
+	}
 }
 
 func TestLossAndThrottle(t *testing.T) {

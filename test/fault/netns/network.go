@@ -26,11 +26,15 @@ type Network struct {
 	hosts    []*Host
 	loss     map[*Host]int // per cent, in each direction
 	cut      map[pair]bool
+	oneWay   map[pair]bool // from a to b
+	noRoute  map[pair]bool // from a to b
 	throttle map[*Host]bool
 }
 
-// pair is two hosts that cannot reach each other; the one with the lower address is first.
+// pair is two hosts. Where the direction does not matter the one with the lower address is first.
 type pair struct{ a, b *Host }
+
+func (p pair) compare(q pair) int { return cmp.Or(p.a.IP.Compare(q.a.IP), p.b.IP.Compare(q.b.IP)) }
 
 func pairOf(a, b *Host) pair {
 	if b.IP.Less(a.IP) {
@@ -55,7 +59,7 @@ func NewNetwork(opts Options) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{opts: opts, bridge: bridge, loss: map[*Host]int{}, cut: map[pair]bool{}, throttle: map[*Host]bool{}}
+	n := &Network{opts: opts, bridge: bridge, loss: map[*Host]int{}, cut: map[pair]bool{}, oneWay: map[pair]bool{}, noRoute: map[pair]bool{}, throttle: map[*Host]bool{}}
 	if err := bridge.run("link add br0 type bridge\nlink set br0 up\n", "ip", "-batch", "-"); err != nil {
 		n.Close()
 		return nil, err
@@ -119,6 +123,40 @@ func (n *Network) CutOff(h *Host) error {
 	return n.Cut(h, others...)
 }
 
+// CutOneWay loses what a host sends to others, until Heal; what they send arrives.
+func (n *Network) CutOneWay(from *Host, to ...*Host) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, other := range to {
+		if other != from {
+			n.oneWay[pair{from, other}] = true
+		}
+	}
+	return n.apply()
+}
+
+// Refuse has a host know no way to others, until Heal: connecting to them fails at once, instead of waiting for an answer.
+func (n *Network) Refuse(h *Host, to ...*Host) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, other := range to {
+		p := pair{h, other}
+		if other == h || n.noRoute[p] {
+			continue
+		}
+		if err := p.route("add"); err != nil {
+			return err
+		}
+		n.noRoute[p] = true
+	}
+	return nil
+}
+
+// route adds or deletes that there is no way from a to b.
+func (p pair) route(do string) error {
+	return p.a.run(fmt.Sprintf("route %s unreachable %v/32\n", do, p.b.IP), "ip", "-batch", "-")
+}
+
 // Lose loses so many per cent of the packets that a host sends, and of those sent to it, until Heal.
 func (n *Network) Lose(h *Host, percent int) error {
 	n.mu.Lock()
@@ -145,7 +183,14 @@ func (n *Network) Heal() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.cut)
+	clear(n.oneWay)
 	clear(n.loss)
+	for p := range n.noRoute {
+		if err := p.route("del"); err != nil {
+			return err
+		}
+		delete(n.noRoute, p)
+	}
 	for h := range n.throttle {
 		if err := n.bridge.run("qdisc del dev "+h.port+" root\n", "tc", "-batch", "-"); err != nil {
 			return err
@@ -162,8 +207,13 @@ func (n *Network) Heal() error {
 func (n *Network) apply() error {
 	var b strings.Builder
 	b.WriteString("flush ruleset\ntable bridge faults {\nchain pass {\ntype filter hook forward priority 0; policy accept;\n")
-	for _, p := range slices.SortedFunc(maps.Keys(n.cut), func(x, y pair) int { return cmp.Or(x.a.IP.Compare(y.a.IP), x.b.IP.Compare(y.b.IP)) }) {
-		fmt.Fprintf(&b, "ip saddr %v ip daddr %v drop\nip saddr %v ip daddr %v drop\n", p.a.IP, p.b.IP, p.b.IP, p.a.IP)
+	drop := func(from, to *Host) { fmt.Fprintf(&b, "ip saddr %v ip daddr %v drop\n", from.IP, to.IP) }
+	for _, p := range slices.SortedFunc(maps.Keys(n.cut), pair.compare) {
+		drop(p.a, p.b)
+		drop(p.b, p.a)
+	}
+	for _, p := range slices.SortedFunc(maps.Keys(n.oneWay), pair.compare) {
+		drop(p.a, p.b)
 	}
 	for _, h := range slices.SortedFunc(maps.Keys(n.loss), func(x, y *Host) int { return x.IP.Compare(y.IP) }) {
 		for _, direction := range []string{"iifname", "oifname"} {
