@@ -27,6 +27,7 @@ type Options struct {
 	Policy       string // of everything; empty: DefaultPolicy
 	SmallPackets bool   // for tests that lose some
 	QuickDeath   bool   // servers that are silent are soon thought dead, if the binary can be told so
+	MetaFlags    []string // more flags of metaservers
 	// OnDisk tells which servers have their data on a disk with faults; nil: none. The others' directories cost nothing.
 	OnDisk func(name string) bool
 }
@@ -181,6 +182,7 @@ func (c *Cluster) addMetas() error {
 		if c.opts.QuickDeath {
 			args = append(args, quickDeath(c.opts.Binary)...)
 		}
+		args = append(args, c.opts.MetaFlags...)
 		c.Metas = append(c.Metas, &Server{c.process(h.Name, h, c.opts.Binary, args...), h, data, disk})
 	}
 	return nil

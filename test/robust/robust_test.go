@@ -72,6 +72,7 @@ func TestRobustness(t *testing.T) {
 	t.Logf("make robustness %v", s)
 	c := fault.Start(t, fault.Options{
 		Binary: fault.Binary(t), Metaservers: s.metaservers, Chunkservers: 4, OnDisk: func(string) bool { return true },
+		MetaFlags: []string{"--state-check", "2s"}, // one that differs from the others ends by itself
 	})
 	r := &run{t: t, cluster: c, began: time.Now()}
 	var err error
