@@ -21,12 +21,12 @@ const DefaultPolicy = "replicas=3"
 
 // Options of a Cluster.
 type Options struct {
-	Binary       string // path of shoal
-	Metaservers  int    // 1, 3 or 5
-	Chunkservers int    // 0: 7
-	Policy       string // of everything; empty: DefaultPolicy
-	SmallPackets bool   // for tests that lose some
-	QuickDeath   bool   // servers that are silent are soon thought dead, if the binary can be told so
+	Binary       string   // path of shoal
+	Metaservers  int      // 1, 3 or 5
+	Chunkservers int      // 0: 7
+	Policy       string   // of everything; empty: DefaultPolicy
+	SmallPackets bool     // for tests that lose some
+	QuickDeath   bool     // servers that are silent are soon thought dead, if the binary can be told so
 	MetaFlags    []string // more flags of metaservers
 	// OnDisk tells which servers have their data on a disk with faults; nil: none. The others' directories cost nothing.
 	OnDisk func(name string) bool
