@@ -27,7 +27,8 @@ func TestOlderMembersAreWaitedFor(t *testing.T) {
 	// refused has the leader try what only newer versions know. The older one leads now and then, and does not try.
 	refused := func(when string) {
 		t.Helper()
-		for tried := 0; tried < 3; time.Sleep(time.Millisecond) {
+		tried := 0
+		eventually(t, "the leader to have tried", func() bool {
 			for id, s := range all {
 				l := s.lead.Load()
 				if l == nil || id == 3 {
@@ -45,7 +46,8 @@ func TestOlderMembersAreWaitedFor(t *testing.T) {
 			if l := all[3].lead.Load(); l != nil {
 				_ = all[3].node.HandOver(1) // tried again
 			}
-		}
+			return tried >= 3
+		})
 	}
 	for _, s := range all {
 		s.ready()

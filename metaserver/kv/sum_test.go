@@ -228,9 +228,7 @@ func TestSumGivesWay(t *testing.T) {
 			}
 			done := make(chan error, 1)
 			go func() { done <- tc.need(db) }()
-			for db.reopening.Load() == 0 {
-				time.Sleep(time.Millisecond)
-			}
+			waitFor(t, "somebody to need the file", func() bool { return db.reopening.Load() > 0 })
 			if _, err := f.Sum(t.Context()); !errors.Is(err, errGiveWay) {
 				t.Errorf("sum: %v", err)
 			}

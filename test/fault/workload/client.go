@@ -2,10 +2,8 @@ package workload
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -42,36 +40,17 @@ type Config struct {
 const env = "SHOAL_FAULT_CLIENT"
 
 // Env is what makes a process that calls Main a client.
-func (c Config) Env() string {
-	b, err := json.Marshal(c)
-	if err != nil {
-		panic(err) // there is nothing in it that has no JSON
-	}
-	return env + "=" + string(b)
-}
+func (c Config) Env() string { return ProcessEnv(env, c) }
 
-// Main is to be called first by the program that Env is given to. It returns where that was not done, otherwise the
-// process ends with the client's work: when its standard input ends.
-func Main() {
-	text := os.Getenv(env)
-	if text == "" {
-		return
-	}
-	var c Config
-	if err := json.Unmarshal([]byte(text), &c); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(2)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin) // it ends, or cannot be read, when the parent is done with us
-		stop()
-	}()
+// Main is to be called first by the program that Env is given to.
+func Main() { ProcessMain(env, Config.work) }
+
+// work is run, with errors that say whose they are.
+func (c Config) work(ctx context.Context) error {
 	if err := c.run(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", c.Name, err)
-		os.Exit(1)
+		return fmt.Errorf("%s: %w", c.Name, err)
 	}
-	os.Exit(0)
+	return nil
 }
 
 func (c Config) run(ctx context.Context) (err error) {
