@@ -119,6 +119,8 @@ func (f *faultCase) test(t *testing.T, policy string, seed uint64, long bool) {
 		func() error { return s.run(1) },
 		l.Stop,
 		func() error { return c.Healthy(true) },
+		c.Scrub, // what is damaged and was not read since is found by this, not in the middle of the check
+		func() error { return c.Healthy(true) },
 		c.Fsck,
 	} {
 		if err := step(); err != nil {

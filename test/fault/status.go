@@ -102,6 +102,12 @@ func (c *Cluster) Healthy(whole bool) error {
 	})
 }
 
+// Scrub has all chunk servers check all that they hold, and waits for that.
+func (c *Cluster) Scrub() error {
+	_, err := c.Shoal("scrub")
+	return err
+}
+
 // Leader returns the metaserver that leads.
 func (c *Cluster) Leader() (leader *Server, err error) {
 	err = c.Eventually("a metaserver leads", func() error {
